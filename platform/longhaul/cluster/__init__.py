@@ -1,0 +1,1 @@
+"""Clusters and jobs: finding or starting Ray, submitting, checking cluster.yaml."""

@@ -1,0 +1,42 @@
+"""From a decoded picture to the tensor that a network sees: one implementation for validation, export and serving."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImagePreprocess(BaseModel):
+    """Resize the shorter side, crop the centre square, scale to 0..1, normalise; it travels in the model's manifest.
+
+    Attributes:
+        resolution: side of the square, in pixels.
+        mean, std: a value a channel (RGB), on the 0..1 scale.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resolution: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """`image` in any mode -> (3, resolution, resolution) float32."""
+        return self.normalise(self.fit(image))
+
+    def fit(self, image: Image.Image) -> Tensor:
+        """The centre square as (3, resolution, resolution) uint8 RGB, before normalisation."""
+        side = min(image.size)
+        square = F.center_crop(F.pil_to_tensor(image.convert("RGB")), [side, side])
+        return F.resize(square, [self.resolution, self.resolution], InterpolationMode.BILINEAR, antialias=True)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> float32, zero mean and unit variance by `mean` and `std`."""
+        return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))

@@ -1,0 +1,1 @@
+"""From a checkpoint to a registered model: ONNX, TensorRT, parity, the registry."""

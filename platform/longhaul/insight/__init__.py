@@ -1,0 +1,1 @@
+"""Reading run directories: tables, live views and pictures."""

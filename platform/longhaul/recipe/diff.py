@@ -1,0 +1,32 @@
+"""What differs between two recipes, field by field."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from longhaul.recipe.schema import Recipe
+
+
+class Difference(NamedTuple):
+    """One field that is not the same; None stands for a field that one side does not have."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+def diff(before: Recipe, after: Recipe) -> list[Difference]:
+    """The resolved fields in which two recipes differ, in the schema's order."""
+    left, right = (_flat(r.model_dump(mode="json")) for r in (before, after))
+    fields = [*left, *(field for field in right if field not in left)]
+    return [Difference(f, left.get(f), right.get(f)) for f in fields if left.get(f) != right.get(f)]
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,69 @@
+"""Lengths of training in steps, epochs or samples, as people write them in a recipe."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+
+Unit = Literal["steps", "epochs", "samples"]
+_PATTERN = re.compile(r"\s*(?P<amount>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>step|epoch|sample)s?\s*")
+
+
+class Duration(BaseModel):
+    """A length such as `5 epochs`, `200 steps` or `12800 samples`; a bare number means epochs.
+
+    Attributes:
+        amount: how many, not negative; epochs may be fractions.
+        unit: what is counted. A step is one optimizer step on one global batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    amount: float
+    unit: Unit
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must be a number of epochs or a text such as '5 epochs'")
+        if isinstance(value, int | float):
+            value = f"{value} epochs"
+        if isinstance(value, str):
+            match = _PATTERN.fullmatch(value)
+            if match is None:
+                raise ValueError(f"{value!r} is no duration; write '5 epochs', '200 steps' or '12800 samples'")
+            value = {"amount": float(match["amount"]), "unit": f"{match['unit']}s"}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Duration:
+        if not math.isfinite(self.amount) or self.amount < 0:
+            raise ValueError("must not be negative")
+        if self.unit != "epochs" and not self.amount.is_integer():
+            raise ValueError(f"{self.unit} must be whole")
+        return self
+
+    @model_serializer
+    def _write(self) -> str:
+        return f"{self.amount:g} {self.unit}" if self.unit == "epochs" else f"{int(self.amount)} {self.unit}"
+
+    def __str__(self) -> str:
+        return self._write()
+
+    def samples(self, *, global_batch: int, epoch_samples: int) -> int:
+        """This length in samples, for an epoch of `epoch_samples` and steps of `global_batch` samples; rounded up."""
+        per_unit = {"steps": global_batch, "epochs": epoch_samples, "samples": 1}[self.unit]
+        return math.ceil(self.amount * per_unit - 1e-9)
+
+    def steps(self, *, global_batch: int, epoch_samples: int) -> int:
+        """This length in optimizer steps: the first step at which at least `samples` have been read."""
+        return math.ceil(self.samples(global_batch=global_batch, epoch_samples=epoch_samples) / global_batch)
+
+
+def duration(text: str) -> Duration:
+    """`Duration` of a text, for defaults: `duration("1 epoch")`."""
+    return Duration.model_validate(text)

@@ -1,0 +1,239 @@
+"""The schema of a recipe: everything that decides a run, typed, frozen, with its defaults here and nowhere else.
+
+Each section belongs to the room that is built from it. Contradictions between fields are refused here, naming the fix.
+Durations (`recipe.duration`) may be given in steps, epochs or samples. `recipe.load` reads YAML into a `Recipe`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from longhaul.recipe.duration import Duration, duration
+from longhaul.recipe.schedules import ConstantSchedule, EarlyStopping, OneCycleSchedule, ScheduleSection
+from longhaul.recipe.section import NonNegative, Positive, PositiveFloat, Section, Share
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+
+
+class ClassificationSection(Section):
+    """One class out of several for each image."""
+
+    kind: Literal["classification"] = "classification"
+    label_smoothing: Share = 0.0
+    """Share of the target spread evenly over all classes."""
+
+
+class ModelSection(Section):
+    """The network, by name."""
+
+    name: str
+    """A name that `longhaul recipe models` lists: any timm model, such as `resnet18` or `convnext_large`."""
+    pretrained: bool = False
+    """Start from timm's published weights (downloads them once)."""
+    weights: str | None = None
+    """Start from a local `.pt` or `.safetensors` file; layers of another shape (the head) start fresh."""
+    drop_rate: Share = 0.0
+    """Dropout before the head."""
+    drop_path_rate: Share = 0.0
+    """Stochastic depth, for models that have it."""
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelSection:
+        if self.pretrained and self.weights:
+            raise ValueError("pretrained and weights contradict each other; remove one of them")
+        return self
+
+
+class _ImageData(Section):
+    resolution: Annotated[int, Field(ge=8, le=4096)] = 224
+    """Side of the square image that the network sees, in pixels."""
+    augment: Literal["none", "shift", "flip", "crop"] = "none"
+    """Random changes of training images: small shifts and turns (digits); + mirroring; random resized crops + mirroring."""
+    loader_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Processes a rank that read and decode images; 0 reads in the training process."""
+
+
+class DigitsData(_ImageData):
+    """The 1,797 handwritten 8 x 8 digits inside scikit-learn, written once as PNG files."""
+
+    kind: Literal["digits"]
+    root: str | None = None
+    """Folder for the files; left out, `$LONGHAUL_CACHE/digits` (`~/.cache/longhaul/digits`)."""
+    resolution: Annotated[int, Field(ge=8, le=4096)] = 32
+
+
+class ImageFolderData(_ImageData):
+    """Any folder with one sub-folder of images a class, or with `train/`, `val/` and `test/` holding such."""
+
+    kind: Literal["imagefolder"]
+    root: str
+    """The folder."""
+    validation_share: Share = 0.1
+    """Share of every class held out for validation, where the folder has no `val/` of its own."""
+    test_share: Share = 0.1
+    """Share of every class never seen in training, where the folder has no `test/` of its own."""
+
+
+class OptimizerSection(Section):
+    """How weights follow gradients."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    """Base learning rate, for the global batch."""
+    weight_decay: NonNegative = 0.0
+    """Decay a step, relative to lr; biases and norms are left out."""
+    momentum: Share = 0.9
+    """SGD only."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Adam and AdamW only."""
+
+
+class TrainingSection(Section):
+    """The loop: how long, in what batches, with which engine."""
+
+    epochs: PositiveFloat | None = None
+    """Length of the run in passes over the data; exactly one of epochs, steps and samples."""
+    steps: Positive | None = None
+    """Length of the run in optimizer steps."""
+    samples: Positive | None = None
+    """Length of the run in samples."""
+    global_batch: Positive = 128
+    """Samples an optimizer step, over all workers: fixed whatever the number of workers."""
+    micro_batch: Positive = 32
+    """The most samples a worker pushes through the network at once; accumulation is derived from it."""
+    engine: Literal["torch", "zero1", "zero2", "zero3"] = "torch"
+    """Plain torch (DDP), or DeepSpeed with its ZeRO stage."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where DeepSpeed keeps the optimizer's state."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; weights stay float32. fp16 needs a GPU."""
+    clip_norm: PositiveFloat | None = None
+    """Upper bound of the gradient's global L2 norm."""
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ConstantSchedule()
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the weights, validate and export that."""
+    early_stopping: EarlyStopping | None = None
+
+    @property
+    def length(self) -> Duration:
+        """The length of the run."""
+        if self.steps is not None:
+            return Duration(amount=self.steps, unit="steps")
+        if self.samples is not None:
+            return Duration(amount=self.samples, unit="samples")
+        return Duration(amount=self.epochs or 0, unit="epochs")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSection:
+        given = [name for name in ("epochs", "steps", "samples") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            drop = f"; add --set training.{given[0]}=null to drop one" if given else ""
+            raise ValueError(f"give exactly one of epochs, steps and samples (found {found}){drop}")
+        if self.offload != "none" and self.engine == "torch":
+            raise ValueError("offload needs DeepSpeed; set engine to zero1, zero2 or zero3, or offload to none")
+        if self.engine == "zero3" and self.ema_decay is not None:
+            raise ValueError("ema_decay needs whole weights on every worker; set engine to zero1 or zero2, or ema_decay to null")
+        if self.micro_batch > self.global_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} exceeds global_batch {self.global_batch}; lower micro_batch")
+        if isinstance(self.schedule, OneCycleSchedule) and self.optimizer.lr > self.schedule.max_lr:
+            raise ValueError("schedule.max_lr is below optimizer.lr; raise max_lr (its usual value is 3 x lr)")
+        return self
+
+
+class ValidationSection(Section):
+    """When the model is measured on held-out data."""
+
+    every: Duration = duration("1 epoch")
+    """Distance between validations; the last step always validates."""
+    batch: Positive | None = None
+    """Samples a worker and forward pass; left out, twice the micro-batch."""
+
+
+class CheckpointSection(Section):
+    """What is saved, and what is kept."""
+
+    every: Duration = duration("1 epoch")
+    """Distance between saves; the last step always saves."""
+    keep_latest: Positive = 2
+    """How many of the newest checkpoints stay (ephemeral)."""
+    keep_best: Annotated[int, Field(ge=0)] = 2
+    """How many of the best by the workload's goal metric stay (permanent)."""
+    keep_every: Duration | None = None
+    """Keep one for good every so often."""
+
+
+class ScalingSection(Section):
+    """What the run asks of the Ray cluster."""
+
+    workers: Positive = 1
+    """Training processes, one a GPU."""
+    gpu: bool | Literal["auto"] = "auto"
+    """One GPU a worker; auto takes them where the cluster has any."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPU cores reserved a worker; also its intra-op threads."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How many times lost workers are replaced before the run gives up."""
+
+
+class TrackingSection(Section):
+    """Experiment trackers that get a copy of the metrics; the run directory always has them all."""
+
+    trackers: tuple[Literal["wandb", "mlflow", "tensorboard"], ...] = ()
+    """wandb runs offline without a key; mlflow without MLFLOW_TRACKING_URI and tensorboard write into the run directory."""
+    project: str = "longhaul"
+    """wandb project, MLflow experiment."""
+    log_every: Duration = duration("10 steps")
+    """Distance between logged training losses."""
+
+
+class ExportSection(Section):
+    """What `longhaul export` makes of the best checkpoint."""
+
+    model_name: RunName | None = None
+    """Name in the registry; left out, the recipe's name."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX operator set."""
+    max_batch: Positive = 8
+    """The largest batch that the exported model takes; its batch dimension is dynamic from 1 to here."""
+
+
+class Recipe(Section):
+    """One run, completely described."""
+
+    name: RunName
+    """Names the recipe, and the run unless `--name` says otherwise."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides initial weights, the order of samples, augmentation and dropout."""
+    workload: ClassificationSection = ClassificationSection()
+    model: ModelSection
+    data: Annotated[DigitsData | ImageFolderData, Field(discriminator="kind")]
+    training: TrainingSection
+    validation: ValidationSection = ValidationSection()
+    checkpoints: CheckpointSection = CheckpointSection()
+    scaling: ScalingSection = ScalingSection()
+    tracking: TrackingSection = TrackingSection()
+    export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.training.global_batch % self.scaling.workers:
+            divisors = [w for w in range(1, self.training.global_batch + 1) if self.training.global_batch % w == 0]
+            raise ValueError(
+                f"training.global_batch {self.training.global_batch} cannot be shared evenly by scaling.workers "
+                f"{self.scaling.workers}; set workers to one of {', '.join(map(str, divisors[:12]))}"
+            )
+        if self.training.precision == "fp16" and self.scaling.gpu is False:
+            raise ValueError("training.precision fp16 needs a GPU; set precision to bf16 or fp32, or scaling.gpu to auto")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the resolved recipe, the same wherever and whenever it is computed."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,164 @@
+"""The run directory: the whole truth about a run, on a local path or on S3.
+
+    <storage>/<run name>/
+        recipe.yaml       the resolved recipe
+        summary.json      status, progress, best metric, results (`Summary`)
+        metrics/          Parquet parts (`series.METRICS`)
+        events/           Parquet parts (`series.EVENTS`)
+        checkpoints/      one folder each (`checkpoint`)
+        pictures/         PNG
+        trackers/         what wandb, MLflow and TensorBoard write offline
+
+Training, sweeps, console and reports meet only here. There is no database; any of it can be read with pyarrow alone. Ray
+Train uses the same folder as its experiment directory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from longhaul.errors import UserError
+from longhaul.recipe import Recipe, dump, parse
+from longhaul.resilience.series import EVENTS, METRICS, SeriesWriter, read_series
+from longhaul.storage import Storage
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class Summary(BaseModel):
+    """`summary.json`: where a run stands.
+
+    Attributes:
+        status: `running` is also what a run shows whose processes died without a word; look at `updated_s`.
+        workload: such as `classification`.
+        goal: the metric that decides which checkpoint is best, with its direction.
+        step, epoch, samples: progress; `total_steps` is the planned length.
+        best: the goal's best value, and the checkpoint and step where it was reached.
+        results: final metrics on the test split, such as `test/top1`.
+        error: why the run failed, in one line.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    workload: str = ""
+    goal: str = ""
+    goal_direction: Literal["max", "min"] = "max"
+    started_s: float = 0.0
+    updated_s: float = 0.0
+    segment: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    samples: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    best_checkpoint: str | None = None
+    results: dict[str, float] = {}
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's folder."""
+
+    storage: Storage
+
+    @classmethod
+    def create(cls, root: str, name: str, recipe: Recipe) -> RunDirectory:
+        """Make the folder `<root>/<name>` with its recipe, or open the one that is there for the same recipe.
+
+        Raises:
+            UserError: the name cannot be a folder's, or a run of that name has another recipe.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise UserError(f"run name {name!r}: not a plain name", "Use letters, digits, '.', '_' and '-', at most 80")
+        run = cls(Storage.open(root).child(name))
+        if run.storage.exists("recipe.yaml"):
+            from longhaul.recipe import diff
+
+            changes = diff(run.recipe(), recipe)
+            if changes:
+                first = "; ".join(f"{c.field}: {c.before!r} -> {c.after!r}" for c in changes[:3])
+                raise UserError(
+                    f"run {run.uri}: exists with another recipe ({first})",
+                    "Give a new --name, or train the saved recipe to resume it",
+                )
+        else:
+            run.storage.write_bytes("recipe.yaml", dump(recipe).encode())
+        return run
+
+    @classmethod
+    def open(cls, uri: str) -> RunDirectory:
+        """Open an existing run.
+
+        Raises:
+            UserError: there is no run at `uri`.
+        """
+        run = cls(Storage.open(uri))
+        if not run.storage.exists("recipe.yaml"):
+            raise UserError(f"run {uri}: no run is there", "See `longhaul runs ls`")
+        return run
+
+    @classmethod
+    def all(cls, root: str) -> list[RunDirectory]:
+        """The runs below `root`, by name."""
+        storage = Storage.open(root)
+        folders = [storage.child(entry.name) for entry in storage.list() if entry.is_dir]
+        return [cls(folder) for folder in folders if folder.exists("recipe.yaml")]
+
+    @property
+    def uri(self) -> str:
+        """What `open` takes."""
+        return self.storage.uri
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.storage.root.rsplit("/", 1)[-1]
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that was saved with the run."""
+        return parse(self.storage.read_bytes("recipe.yaml").decode(), source=f"{self.uri}/recipe.yaml")
+
+    def summary(self) -> Summary:
+        """Where the run stands; the default `Summary` before its first step."""
+        try:
+            return Summary.model_validate_json(self.storage.read_bytes("summary.json"))
+        except FileNotFoundError:
+            return Summary()
+
+    def write_summary(self, summary: Summary) -> None:
+        """Replace `summary.json`, stamping the time."""
+        stamped = summary.model_copy(update={"updated_s": time.time()})
+        self.storage.write_bytes("summary.json", (stamped.model_dump_json(indent=1) + "\n").encode())
+
+    def metrics(self) -> pa.Table:
+        """All metrics (`series.METRICS`), by segment, step and time."""
+        return read_series(self.storage.child("metrics"), METRICS)
+
+    def events(self) -> pa.Table:
+        """All events (`series.EVENTS`)."""
+        return read_series(self.storage.child("events"), EVENTS)
+
+    def metric_writer(self) -> SeriesWriter:
+        """A writer of metrics; close it."""
+        return SeriesWriter(self.storage.child("metrics"), METRICS)
+
+    def add_event(self, kind: str, message: str, *, segment: int = 0, step: int = 0, **detail: Any) -> None:
+        """Record that something happened, at once."""
+        with SeriesWriter(self.storage.child("events"), EVENTS) as writer:
+            text = json.dumps(detail, sort_keys=True)
+            writer.append(segment=segment, step=step, time_s=time.time(), kind=kind, message=message, detail=text)
+
+    def write_picture(self, name: str, png: bytes) -> str:
+        """Save a PNG as `pictures/<name>`; returns its address."""
+        self.storage.write_bytes(f"pictures/{name}", png)
+        return f"{self.uri}/pictures/{name}"

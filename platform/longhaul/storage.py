@@ -1,0 +1,178 @@
+"""Files on a local path or on S3 behind one small interface, over `pyarrow.fs`.
+
+Everything that outlives a process (run directories, checkpoints, the model registry) goes through `Storage`, so that the
+same code serves a laptop's disk and a bucket. A `Storage` is cheap and does not pickle: send its `uri` to other processes
+and call `Storage.open` there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from longhaul.errors import UserError
+
+_COPY_BYTES = 8 << 20
+_S3_CONNECT_TIMEOUT_S = 5.0
+_S3_REQUEST_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One child of a folder: its `name` (no path), whether it is a folder, its size in bytes, when it last changed."""
+
+    name: str
+    is_dir: bool
+    size: int
+    modified_s: float
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder on a `pyarrow.fs.FileSystem`; all names are relative to it, with `/` between parts.
+
+    Attributes:
+        filesystem: where the files are.
+        root: the folder's path inside `filesystem`.
+        uri: what `Storage.open` takes to get here again: an absolute path, or `s3://bucket/prefix`.
+    """
+
+    filesystem: pafs.FileSystem
+    root: str
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str | Path) -> Storage:
+        """Open a local folder (made absolute; it need not exist yet) or `s3://bucket/prefix`.
+
+        S3 takes credentials and endpoint from the environment (`AWS_*`, `AWS_ENDPOINT_URL` too), as boto3 does.
+
+        Raises:
+            UserError: the scheme is neither a path nor s3.
+        """
+        text = str(uri)
+        if text.startswith("s3://"):
+            return cls(_s3_filesystem(text), text.removeprefix("s3://").split("?")[0].rstrip("/"), text.rstrip("/"))
+        if "://" in text and not text.startswith("file://"):
+            raise UserError(f"storage {text!r}: unknown scheme", "Give a local path or s3://bucket/prefix")
+        path = str(Path(text.removeprefix("file://")).expanduser().resolve())
+        return cls(pafs.LocalFileSystem(), path, path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on this machine's own file system."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def child(self, name: str) -> Storage:
+        """The folder `name` below this one."""
+        return Storage(self.filesystem, f"{self.root}/{name}", f"{self.uri}/{name}")
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` inside `filesystem`."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether `name` is a file or a (non-empty, on S3) folder."""
+        return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def list(self, name: str = "") -> list[Entry]:
+        """The direct children of folder `name`, sorted by name; empty where there is no such folder."""
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path(name), allow_not_found=True))
+        entries = [
+            Entry(i.base_name, i.type == pafs.FileType.Directory, i.size or 0, i.mtime.timestamp() if i.mtime else 0.0)
+            for i in infos
+        ]
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def files(self, name: str = "") -> list[str]:
+        """Every file below folder `name`, however deep, as names relative to that folder, sorted."""
+        base = self.path(name)
+        infos = self.filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
+        return sorted(i.path[len(base) + 1 :] for i in infos if i.type == pafs.FileType.File)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write the whole file so that a reader sees the old content or the new one, never a part."""
+        with self._replacing(name) as target, self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a local file to `name`; it appears under that name only when it is complete."""
+        with self._replacing(name) as target, self.filesystem.open_output_stream(target) as out, source.open("rb") as src:
+            while block := src.read(_COPY_BYTES):
+                out.write(block)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy the file `name` to the local path `target`, making its folder."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.filesystem.open_input_stream(self.path(name)) as src, target.open("wb") as out:
+            while block := src.read(_COPY_BYTES):
+                out.write(block)
+
+    def sha256(self, name: str) -> str:
+        """The SHA-256 of a stored file, in hexadecimal, read in blocks."""
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            while block := stream.read(_COPY_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes; None where there is no such file."""
+        info = self.filesystem.get_file_info(self.path(name))
+        return info.size if info.type == pafs.FileType.File else None
+
+    def delete_file(self, name: str) -> None:
+        """Delete one file."""
+        self.filesystem.delete_file(self.path(name))
+
+    def delete_dir(self, name: str) -> None:
+        """Delete a folder and all below it; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path(name))
+
+    @contextlib.contextmanager
+    def _replacing(self, name: str) -> Iterator[str]:
+        """Yield the path to write to; S3 shows an object only when complete, a local file is moved into place."""
+        target = self.path(name)
+        if not self.is_local:
+            yield target
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        partial = f"{target}.partial-{uuid.uuid4().hex[:8]}"
+        try:
+            yield partial
+            os.replace(partial, target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _s3_filesystem(uri: str) -> pafs.FileSystem:
+    if "?" in uri:  # explicit options (endpoint_override=...&scheme=http): pyarrow's own URI form
+        return pafs.FileSystem.from_uri(uri)[0]
+    return pafs.S3FileSystem(
+        connect_timeout=_S3_CONNECT_TIMEOUT_S,
+        request_timeout=_S3_REQUEST_TIMEOUT_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=5),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a local file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The problems that Longhaul trains: model, loss, metrics and export signature, one file each."""
