@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longhaul.errors import UserError
+from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, dump, parse
-from longhaul.resilience.series import EVENTS, METRICS, SeriesWriter, read_series
+from longhaul.resilience.series import EVENTS, METRICS, SeriesReader, SeriesWriter, read_series
 from longhaul.storage import Storage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -45,7 +45,8 @@ class Summary(BaseModel):
         error: why the run failed, in one line.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    # A diverged run's NaN must come back as a NaN; JSON has none, and pydantic's default (null) would not read back.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     status: Literal["running", "finished", "stopped", "failed"] = "running"
     workload: str = ""
@@ -129,11 +130,19 @@ class RunDirectory:
         return parse(self.storage.read_bytes("recipe.yaml").decode(), source=f"{self.uri}/recipe.yaml")
 
     def summary(self) -> Summary:
-        """Where the run stands; the default `Summary` before its first step."""
+        """Where the run stands; the default `Summary` before its first step.
+
+        Raises:
+            IntegrityError: `summary.json` is damaged, or written by a newer version with fields that this one lacks.
+        """
         try:
             return Summary.model_validate_json(self.storage.read_bytes("summary.json"))
         except FileNotFoundError:
             return Summary()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise IntegrityError(f"{self.uri}/summary.json: {where}: {first['msg']}; move it away") from None
 
     def write_summary(self, summary: Summary) -> None:
         """Replace `summary.json`, stamping the time."""
@@ -147,6 +156,10 @@ class RunDirectory:
     def events(self) -> pa.Table:
         """All events (`series.EVENTS`)."""
         return read_series(self.storage.child("events"), EVENTS)
+
+    def metric_reader(self) -> SeriesReader:
+        """For reading the metrics again and again while they grow."""
+        return SeriesReader(self.storage.child("metrics"), METRICS)
 
     def metric_writer(self) -> SeriesWriter:
         """A writer of metrics; close it."""
@@ -162,3 +175,14 @@ class RunDirectory:
         """Save a PNG as `pictures/<name>`; returns its address."""
         self.storage.write_bytes(f"pictures/{name}", png)
         return f"{self.uri}/pictures/{name}"
+
+
+def new_run_name(recipe: str) -> str:
+    """A name for a new run of a recipe: `digits-20261120-193000`, in local time."""
+    return f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def newest_unfinished(root: str, recipe: str) -> str | None:
+    """The name of the newest run below `root` that is of this recipe and has not finished; None where there is none."""
+    unfinished = [run for run in RunDirectory.all(root) if run.summary().status != "finished" and run.recipe().name == recipe]
+    return max(unfinished, key=lambda run: run.summary().started_s).name if unfinished else None

@@ -1,0 +1,56 @@
+"""`longhaul train`: run a recipe on the Ray cluster at hand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from longhaul.cli.recipe import Overrides, RecipePath
+
+
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    name: Annotated[str | None, typer.Option(help="Name of the run; an existing name resumes that run. Default: recipe and time.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Where run directories lie: a folder or s3://bucket/prefix. Default: runs.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this recipe.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")] = None,
+) -> None:
+    """Train a recipe: on the Ray cluster at hand, or on a local one that is started for it.
+
+    Everything lands in the run directory: recipe, metrics, checkpoints, pictures. The same name again resumes after any crash.
+
+    Examples:
+      longhaul train jobs/recipes/classification/digits.yaml
+      longhaul train jobs/recipes/classification/digits.yaml --set training.engine=zero2 --name digits-zero2
+      longhaul train jobs/recipes/classification/digits.yaml --name digits-zero2        (resumes it)
+    """
+    from longhaul.cluster.connect import connect, default_storage
+    from longhaul.insight.curves import draw_run
+    from longhaul.insight.live import following
+    from longhaul.recipe import load
+    from longhaul.resilience.run_directory import RunDirectory, new_run_name, newest_unfinished
+
+    console = Console()
+    loaded = load(recipe, overrides)
+    root = storage or default_storage()
+    chosen = name or (newest_unfinished(root, loaded.name) if resume else None) or new_run_name(loaded.name)
+    run = RunDirectory.create(root, chosen, loaded)
+    if run.summary().status == "finished":
+        console.print(f"{run.uri} is finished; train a new run with another --name, or look: longhaul runs show {run.uri}")
+        return
+    connect(address)
+    from longhaul.training.launch import fit
+
+    with following(run, console):
+        summary = fit(loaded, run)
+    pictures = draw_run(run)
+    best = f"best {summary.goal} {summary.best:.4f} at step {summary.best_step}" if summary.best is not None else ""
+    console.print(f"finished {run.uri}: {best}")
+    for metric, value in sorted(summary.results.items()):
+        console.print(f"  {metric:<16} {value:.4f}")
+    for picture in pictures:
+        console.print(f"  {picture}")
+    console.print(f"next: longhaul runs show {run.uri}   |   longhaul export {run.uri}")

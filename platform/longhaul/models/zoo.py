@@ -1,0 +1,103 @@
+"""Image networks by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from longhaul.errors import UserError
+from longhaul.recipe.schema import ModelSection
+
+Builder = Callable[[ModelSection, int, int], nn.Module]
+"""(section, number of classes, resolution in pixels) -> network from (N, 3, R, R) to logits (N, classes)."""
+
+OWN: Mapping[str, Builder] = MappingProxyType({})
+"""Networks of our own, before timm's names."""
+
+
+def build_image_model(section: ModelSection, classes: int, resolution: int) -> nn.Module:
+    """A network from images (N, 3, R, R) to logits (N, classes), its weights from torch's global random state.
+
+    Raises:
+        UserError: an unknown name (with the nearest ones), an option that the network does not have, weights that
+            cannot be read.
+    """
+    builder = OWN.get(section.name, _timm_model)
+    model = builder(section, classes, resolution)
+    if section.weights is not None:
+        _load_weights(model, Path(section.weights))
+    return model
+
+
+def model_names(pattern: str = "") -> list[str]:
+    """The names that `model.name` takes, those that contain `pattern`."""
+    return sorted({name for name in [*OWN, *timm.list_models()] if pattern in name})
+
+
+def check_name(name: str) -> None:
+    """Refuse an unknown name, naming the nearest ones.
+
+    Raises:
+        UserError: no network is called so.
+    """
+    if name in OWN or timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, model_names(), n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(near)}?" if near else "See `longhaul recipe models`"
+    raise UserError(f"model.name {name!r}: unknown model", hint)
+
+
+def _timm_model(section: ModelSection, classes: int, resolution: int) -> nn.Module:
+    check_name(section.name)
+    options: dict[str, float | int] = {"drop_rate": section.drop_rate} if section.drop_rate else {}
+    if section.drop_path_rate:
+        options["drop_path_rate"] = section.drop_path_rate
+    fixed_size = bool((timm.get_pretrained_cfg_value(section.name, "fixed_input_size") or False))
+    if fixed_size:  # transformers are built for one resolution
+        options["img_size"] = resolution
+    try:
+        return timm.create_model(section.name, pretrained=section.pretrained, num_classes=classes, **options)
+    except TypeError as error:
+        raise UserError(f"model {section.name!r}: does not take one of {sorted(options)} ({error})", "Remove that field") from None
+    except (OSError, RuntimeError) as error:
+        if not section.pretrained:
+            raise
+        fix = "Give a local file in model.weights, or set model.pretrained to false"
+        raise UserError(f"model {section.name!r}: its published weights cannot be had ({error})", fix) from None
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    state = read_weights(path)
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise UserError(f"model.weights {path}: no tensor in it fits this network", "Give weights of the same network")
+    model.load_state_dict(fitting, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` or `.pt` file; a `.pt` file is read without running code from it.
+
+    Raises:
+        UserError: the file is missing or is none of these.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights {path}: no such file", "Give a .safetensors or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - the two readers raise a dozen types for a broken file
+        raise UserError(f"model.weights {path}: cannot be read ({error})", "Give a .safetensors or .pt file") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,278 @@
+"""Checkpoints: visible only when complete, resumed from only when every byte is as it was written.
+
+    checkpoints/step-000000120-3fa9c2d1/
+        model.safetensors                  whole weights, float32, whatever the engine (rank 0)
+        ema.safetensors                    their moving average, where the run keeps one (rank 0)
+        progress.json                      cursor, step, schedule and early-stop bookkeeping (rank 0)
+        engine/...                         the engine's own files: optimizer, scaler, ZeRO shards (each rank its own)
+        random-00000.pt                    random states (each rank its own)
+        manifest-00000-of-00002.json       one a rank, written after all of that rank's files: names, sizes, SHA-256
+
+A checkpoint is complete when the manifests of all its ranks are there. No rank waits for another to publish, so the same
+layout serves uploads that run behind training. Names end in an id of the attempt: a step saved again after a rollback
+never meets the files of the first time.
+
+Two classes are kept: ephemeral (the newest few) and permanent (the best k by the goal metric, and one every so often).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from longhaul.errors import IntegrityError, UserError
+from longhaul.resilience.run_directory import RunDirectory
+from longhaul.storage import Storage, file_sha256
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.json")
+_REJECTED = "rejected.json"
+
+
+class FileRecord(BaseModel):
+    """One file of a checkpoint: its SHA-256 in hexadecimal and its size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """What one rank wrote; `goal` is the validation metric at this step, where it was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    step: int
+    rank: int
+    world_size: int
+    attempt: str
+    created_s: float
+    permanent: bool = False
+    goal: float | None = None
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One complete checkpoint: its folder's name and what its rank 0 says of it."""
+
+    name: str
+    step: int
+    created_s: float
+    permanent: bool
+    goal: float | None
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What stays: the `latest` newest, the `best` k by goal in `direction`, and every permanent one."""
+
+    latest: int
+    best: int
+    direction: Literal["max", "min"]
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        run: the run directory.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._storage = run.storage.child("checkpoints")
+
+    def folder(self, name: str) -> Storage:
+        """The folder of checkpoint `name`."""
+        return self._storage.child(name)
+
+    def publish(self, name: str, source: Path, manifest: Manifest) -> None:
+        """Store every file below `source` (this rank's), then this rank's manifest.
+
+        Args:
+            name: from `checkpoint_name`, the same on all ranks.
+            source: a local folder.
+            manifest: without files; they are filled in from `source`.
+        """
+        folder = self.folder(name)
+        records = {}
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            relative = path.relative_to(source).as_posix()
+            records[relative] = FileRecord(sha256=file_sha256(path), bytes=path.stat().st_size)
+            folder.upload(path, relative)
+        full = manifest.model_copy(update={"files": records})
+        folder.write_bytes(_manifest_name(manifest.rank, manifest.world_size), (full.model_dump_json(indent=1) + "\n").encode())
+
+    def entries(self) -> list[Entry]:
+        """Complete checkpoints, oldest first by step and time of writing; rejected ones are left out."""
+        found = []
+        for child in self._storage.list():
+            if child.is_dir:
+                names = [entry.name for entry in self.folder(child.name).list()]
+                if not self._what_is_missing(names) and _REJECTED not in names:
+                    try:
+                        found.append(self._entry(child.name, names))
+                    except IntegrityError as error:
+                        log.warning("checkpoint %s is passed over: %s", child.name, error)
+        return sorted(found, key=lambda entry: (entry.step, entry.created_s))
+
+    def candidates(self) -> list[str]:
+        """Names of all folders, complete or not, newest first: what a resume looks through."""
+        names = [child.name for child in self._storage.list() if child.is_dir]
+        return sorted((n for n in names if not self.folder(n).exists(_REJECTED)), reverse=True)
+
+    def problems(self, name: str, *, share: tuple[int, int] = (0, 1)) -> list[str]:
+        """Why checkpoint `name` cannot be resumed from; empty when every file is what its manifest says.
+
+        Args:
+            name: of the checkpoint.
+            share: (rank, world size) of the caller: hash only the files of every world-size-th manifest from rank on.
+        """
+        folder = self.folder(name)
+        names = [entry.name for entry in folder.list()]
+        missing = self._what_is_missing(names)
+        if missing:
+            return [missing]
+        found = []
+        for manifest_name in sorted(n for n in names if _MANIFEST.fullmatch(n))[share[0] :: share[1]]:
+            try:
+                manifest = self._manifest(name, manifest_name)
+            except IntegrityError as error:
+                found.append(str(error))
+                continue
+            found += [p for file, record in manifest.files.items() if (p := _damage(folder, file, record))]
+        return found
+
+    def reject(self, name: str, reasons: Sequence[str]) -> None:
+        """Mark a checkpoint so that nothing counts or resumes it again; its files stay until the next `retire`."""
+        text = json.dumps({"time_s": time.time(), "reasons": list(reasons)}, indent=1)
+        self.folder(name).write_bytes(_REJECTED, text.encode())
+
+    def retire(self, retention: Retention, attempt: str) -> list[str]:
+        """Delete what need not stay; also rejected and incomplete leftovers of other attempts. Returns their names.
+
+        Args:
+            retention: what stays.
+            attempt: the running attempt, whose unfinished folders are left alone.
+        """
+        entries = self.entries()
+        keep = {entry.name for entry in entries[-retention.latest :]} | {entry.name for entry in entries if entry.permanent}
+        keep |= {entry.name for entry in best_entries(entries, retention.direction)[: retention.best]}
+        complete = {entry.name for entry in entries}
+        gone = []
+        for child in self._storage.list():
+            leftover = child.name not in complete and not child.name.endswith(attempt)
+            if child.is_dir and child.name not in keep and (leftover or child.name in complete):
+                self._storage.delete_dir(child.name)
+                gone.append(child.name)
+        return gone
+
+    def fetch(self, name: str, target: Path, *, only: str = "") -> Path:
+        """Copy a checkpoint's files (those whose name starts with `only`) to the local folder `target`, checking each.
+
+        Raises:
+            IntegrityError: a file is missing, cut short or changed.
+        """
+        for manifest_name in sorted(e.name for e in self.folder(name).list() if _MANIFEST.fullmatch(e.name)):
+            for file, record in self._manifest(name, manifest_name).files.items():
+                if file.startswith(only):
+                    try:
+                        self.folder(name).download(file, target / file)
+                    except FileNotFoundError:
+                        raise IntegrityError(f"checkpoint {name}: {file} is missing") from None
+                    if file_sha256(target / file) != record.sha256:
+                        raise IntegrityError(f"checkpoint {name}: {file} is not what was written (SHA-256 differs)")
+        return target
+
+    def _entry(self, name: str, names: Sequence[str]) -> Entry:
+        first = self._manifest(name, next(n for n in sorted(names) if _MANIFEST.fullmatch(n)))
+        return Entry(name, first.step, first.created_s, first.permanent, first.goal, first.world_size)
+
+    def _manifest(self, name: str, manifest_name: str) -> Manifest:
+        try:
+            return Manifest.model_validate_json(self.folder(name).read_bytes(manifest_name))
+        except (ValidationError, FileNotFoundError) as error:
+            raise IntegrityError(f"{manifest_name} cannot be read ({type(error).__name__})") from None
+
+    @staticmethod
+    def _what_is_missing(names: Sequence[str]) -> str | None:
+        matches = [match for name in names if (match := _MANIFEST.fullmatch(name))]
+        if not matches:
+            return "incomplete: it has no manifest"
+        world_size = int(matches[0][2])
+        absent = sorted(set(range(world_size)) - {int(match[1]) for match in matches})
+        return f"incomplete: the manifests of ranks {absent} of {world_size} are missing" if absent else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights from a checkpoint: `state` by name, float32; `checkpoint` is where they are from."""
+
+    state: dict[str, Tensor]
+    checkpoint: str
+    step: int
+
+
+def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -> Weights:
+    """The weights to measure and export: the moving average where the run keeps one.
+
+    Args:
+        run: the run.
+        which: the best by the goal metric (the latest where none was measured), or the latest.
+
+    Raises:
+        UserError: the run has no complete checkpoint.
+        IntegrityError: the weights' file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    store = CheckpointStore(run)
+    entries = store.entries()
+    if not entries:
+        raise UserError(f"run {run.uri}: has no complete checkpoint", "Train it first: longhaul train")
+    ranked = best_entries(entries, run.summary().goal_direction)
+    entry = ranked[0] if which == "best" and ranked else entries[-1]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = store.fetch(entry.name, Path(scratch), only="model.safetensors")
+        store.fetch(entry.name, folder, only="ema.safetensors")
+        averaged = folder / "ema.safetensors"
+        state = load_file(averaged if averaged.exists() else folder / "model.safetensors")
+    return Weights(state, entry.name, entry.step)
+
+
+def best_entries(entries: Sequence[Entry], direction: Literal["max", "min"]) -> list[Entry]:
+    """Those with a measured goal, best first; of equals the earlier step first."""
+    sign = -1.0 if direction == "max" else 1.0
+    return sorted((e for e in entries if e.goal is not None), key=lambda e: (sign * (e.goal or 0.0), e.step))
+
+
+def checkpoint_name(step: int, attempt: str) -> str:
+    """`step-000000120-3fa9c2d1`: sorts by step, and is never used twice."""
+    return f"step-{step:09d}-{attempt}"
+
+
+def _manifest_name(rank: int, world_size: int) -> str:
+    return f"manifest-{rank:05d}-of-{world_size:05d}.json"
+
+
+def _damage(folder: Storage, file: str, record: FileRecord) -> str | None:
+    size = folder.size(file)
+    if size is None:
+        return f"{file} is missing"
+    if size != record.bytes:
+        return f"{file} has {size} bytes instead of {record.bytes}"
+    return None if folder.sha256(file) == record.sha256 else f"{file} is not what was written (SHA-256 differs)"

@@ -1,0 +1,80 @@
+"""One driver a run: two at once would write over each other's checkpoints.
+
+The holder renews `lease.json` in the run directory. A lease of a process that is gone (on this machine) or that has not
+been renewed for a minute (elsewhere) is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from longhaul.errors import UserError
+from longhaul.resilience.run_directory import RunDirectory
+
+_RENEW_S = 10.0
+_EXPIRES_S = 60.0
+_FILE = "lease.json"
+
+
+@contextlib.contextmanager
+def lease(run: RunDirectory) -> Iterator[None]:
+    """Hold the run while the block runs.
+
+    Raises:
+        UserError: another living process holds it.
+    """
+    mine = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    current = _read(run)
+    if current and _alive(current):
+        raise UserError(
+            f"run {run.uri}: is being trained by process {current['pid']} on {current['host']}",
+            f"Wait for it, stop it, or give another --name (a dead holder's lease ends after {_EXPIRES_S:g} s)",
+        )
+    _write(run, mine)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW_S):
+            with contextlib.suppress(OSError):  # storage that is away for a moment must not end the run
+                _write(run, mine)
+
+    keeper = threading.Thread(target=renew, name="longhaul-lease", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+        with contextlib.suppress(OSError):
+            run.storage.delete_file(_FILE)
+
+
+def _write(run: RunDirectory, holder: dict[str, Any]) -> None:
+    run.storage.write_bytes(_FILE, json.dumps({**holder, "renewed_s": time.time()}).encode())
+
+
+def _read(run: RunDirectory) -> dict[str, Any] | None:
+    try:
+        found = json.loads(run.storage.read_bytes(_FILE))
+        return found if isinstance(found, dict) else None
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname():
+        try:
+            os.kill(int(holder["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+    return time.time() - float(holder.get("renewed_s", 0)) < _EXPIRES_S

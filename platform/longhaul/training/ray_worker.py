@@ -1,0 +1,35 @@
+"""What every Ray Train worker runs: find its place, build the workload, train."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training.loop import Trainer
+from longhaul.training.ranks import Ranks
+from longhaul.training.report import report_checkpoint
+from longhaul.workloads import build
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The train function for `ray.train.torch.TorchTrainer`.
+
+    Args:
+        config: `run`: address of the run directory, which holds the recipe.
+    """
+    logging.getLogger("longhaul").setLevel(logging.INFO)
+    run = RunDirectory.open(config["run"])
+    recipe = run.recipe()
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(math.floor(recipe.scaling.cpus_per_worker), 1))
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
+    Trainer(recipe, build(recipe), run, ranks, partial(report_checkpoint, run)).train()

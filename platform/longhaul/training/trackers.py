@@ -1,0 +1,405 @@
+"""Experiment trackers that get a copy of the metrics: wandb, MLflow, TensorBoard.
+
+The run directory has it all; a tracker is a convenience and must never cost a training anything. Each has a thread of its own
+that opens it and hands it the rows, so that a server that is slow or away delays no step: rows wait (the newest 2,000 of them),
+one warning is logged, and delivery is tried again later.
+
+Steps only go forward within a segment. A step lower than the last one (the run went back to a checkpoint) begins a new segment:
+
+- TensorBoard gets a new event file that purges what had been logged from that step on: charts show the new values alone.
+- wandb draws every chart over the logged value `step`, not over its own counter, so a run may go back; the value `segment`
+  tells the passes apart.
+- MLflow keeps both values of a step, by time; the metric `segment` and the tag `longhaul.segment` tell which is which.
+
+A resumed run continues the same tracker run: `Trackers.run_ids` is saved in the checkpoint and given to `make_trackers`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import netrc
+import os
+import shutil
+import tempfile
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from longhaul.recipe import Recipe, dump
+from longhaul.resilience.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["finished", "stopped", "failed"]
+_BACKLOG_ROWS = 2000
+_TRIES = 5  # a row that a tracker refuses so often is dropped: it is the row's fault, or hours have passed
+_RETRY_S = 60.0
+_CLOSE_S = 60.0
+_PUBLISH_S = 600.0
+_PARAMS_AT_ONCE, _PARAM_LENGTH = 100, 6000  # MLflow's limits (mlflow.utils.validation)
+_MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class Row(NamedTuple):
+    """Metrics that were measured at one step; `time_s` is seconds since 1970."""
+
+    metrics: dict[str, float]
+    step: int
+    epoch: float
+    segment: int
+    time_s: float
+
+
+class Tracker(Protocol):
+    """One run at one tracker; only its own thread calls it. Any method may raise."""
+
+    @property
+    def run_id(self) -> str:
+        """What continues this run after a restart."""
+        ...
+
+    def log(self, row: Row) -> None:
+        """Hand over one row."""
+        ...
+
+    def close(self, status: Status) -> None:
+        """End the run at the tracker."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The local folder where a tracker writes: inside the run directory, or beside it until it is published to S3."""
+
+    run: RunDirectory
+    name: str
+    folder: Path
+
+    @classmethod
+    def open(cls, run: RunDirectory, name: str, *, fetch: bool = False) -> Shelf:
+        """The folder `trackers/<name>` of a run; `fetch` brings what is there from S3."""
+        if run.storage.is_local:
+            folder = Path(run.storage.root) / "trackers" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(run, name, folder)
+        shelf = cls(run, name, Path(tempfile.mkdtemp(prefix=f"longhaul-{name}-")))
+        for file in run.storage.files(f"trackers/{name}") if fetch else []:
+            run.storage.download(f"trackers/{name}/{file}", shelf.folder / file)
+        return shelf
+
+    def publish(self) -> None:
+        """Copy the folder to the run directory, where it is not there already."""
+        if not self.run.storage.is_local:
+            for file in sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()):
+                self.run.storage.upload(file, f"trackers/{self.name}/{file.relative_to(self.folder).as_posix()}")
+
+    def discard(self) -> None:
+        """Delete the folder, where it was only a stop on the way to S3."""
+        if not self.run.storage.is_local:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class TensorBoardTracker:
+    """Event files, by `torch.utils.tensorboard.SummaryWriter`; `run_id` is the folder's name."""
+
+    run_id = "tensorboard"
+
+    def __init__(self, recipe: Recipe, shelf: Shelf) -> None:
+        self._recipe = recipe
+        self._shelf = shelf
+        self._segment: int | None = None
+        self._writer: Any = None
+
+    def log(self, row: Row) -> None:
+        """Write the row; at the first row of a segment, purge what stood from its step on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._segment != row.segment:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = SummaryWriter(str(self._shelf.folder), purge_step=row.step)  # type: ignore[no-untyped-call]
+            self._writer.add_text("recipe", f"sha256 {self._recipe.sha256}\n\n```yaml\n{dump(self._recipe)}```", row.step)
+            self._segment = row.segment
+        for name, value in {**row.metrics, "epoch": row.epoch}.items():
+            self._writer.add_scalar(name, value, row.step, walltime=row.time_s)
+        self._writer.flush()
+
+    def close(self, status: Status) -> None:
+        """Put out what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbTracker:
+    """A wandb run: online with a key (`WANDB_API_KEY` or `wandb login`), offline without; never asks for one.
+
+    `WANDB_MODE` decides where it is set, except that `online` without a key is offline.
+    """
+
+    def __init__(self, recipe: Recipe, shelf: Shelf, run_id: str) -> None:
+        import wandb
+
+        self.run_id = run_id
+        offline = (os.environ.get("WANDB_MODE") or "online") == "online" and not _wandb_key()
+        self._run = wandb.init(
+            project=recipe.tracking.project,
+            name=shelf.run.name,
+            id=run_id,
+            resume="allow",
+            dir=shelf.folder,
+            config={"recipe": recipe.name, "recipe_sha256": recipe.sha256, **_flat(recipe.model_dump(mode="json"))},
+            mode="offline" if offline else None,
+            reinit="create_new",
+            # The worker's own signals and output stay as they are. Offline, the search for a cloud's metadata server is off.
+            settings=wandb.Settings(console="off", silent=True, x_disable_machine_info=offline, x_disable_stats=offline),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, row: Row) -> None:
+        """Log the row with its step, epoch and segment as values."""
+        self._run.log({**row.metrics, "step": row.step, "epoch": row.epoch, "segment": row.segment})
+
+    def close(self, status: Status) -> None:
+        """Finish the run; `failed` shows as crashed."""
+        self._run.finish(exit_code=int(status == "failed"))
+
+
+class MlflowTracker:
+    """An MLflow run on the server of `MLFLOW_TRACKING_URI`, or in an SQLite store inside the run directory.
+
+    The file store is out: MLflow 3 refuses it ("maintenance mode"). `run_id` is the value of the tag `longhaul.id` (a server
+    chooses MLflow's own id, and only once it is reached); see a local store with `mlflow ui --backend-store-uri sqlite:///FILE`.
+    """
+
+    def __init__(self, recipe: Recipe, shelf: Shelf, run_id: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
+
+        self.run_id = run_id
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{shelf.folder}/mlflow.db"
+        self._client = MlflowClient(tracking_uri=uri)
+        where = None if "MLFLOW_TRACKING_URI" in os.environ else f"{shelf.run.uri}/trackers/mlflow/artifacts"
+        known = self._client.get_experiment_by_name(recipe.tracking.project)
+        experiment = known.experiment_id if known else self._client.create_experiment(recipe.tracking.project, where)
+        found = self._client.search_runs([experiment], f"tags.`longhaul.id` = '{run_id}'", max_results=1)
+        if found:
+            self._id = found[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+        else:
+            tags = {"longhaul.id": run_id, "longhaul.run": shelf.run.uri}
+            self._id = self._client.create_run(experiment, tags=tags, run_name=shelf.run.name).info.run_id
+            flat = {"recipe": recipe.name, "recipe_sha256": recipe.sha256, **_flat(recipe.model_dump(mode="json"))}
+            params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in flat.items()]
+            for start in range(0, len(params), _PARAMS_AT_ONCE):
+                self._client.log_batch(self._id, params=params[start : start + _PARAMS_AT_ONCE])
+        self._tag = RunTag
+        self._segment: int | None = None
+
+    def log(self, row: Row) -> None:
+        """Log the row at its own time, which may be a while ago."""
+        from mlflow.entities import Metric
+
+        stamp = int(row.time_s * 1000)
+        values = {**row.metrics, "epoch": row.epoch, "segment": float(row.segment)}
+        tags = [self._tag("longhaul.segment", str(row.segment))] if row.segment != self._segment else []
+        metrics = [Metric(name, value, stamp, row.step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics, tags=tags)
+        self._segment = row.segment
+
+    def close(self, status: Status) -> None:
+        """End the run with its status."""
+        self._client.set_terminated(self._id, _MLFLOW_STATUS[status])
+
+
+@dataclass
+class Feed:
+    """The thread that hands rows to one tracker.
+
+    Args:
+        name: the tracker's, for the log.
+        make: opens it; tried again when it raises.
+        shelf: where it writes; published now and then, and at the end.
+        retry_s: seconds between two tries.
+    """
+
+    name: str
+    make: Callable[[], Tracker]
+    shelf: Shelf
+    retry_s: float = _RETRY_S
+    _rows: collections.deque[Row] = field(default_factory=lambda: collections.deque(maxlen=_BACKLOG_ROWS), init=False)
+    _news: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _closing: threading.Event = field(default_factory=threading.Event, init=False)
+    _status: Status = field(default="finished", init=False)
+    _tracker: Tracker | None = field(default=None, init=False)
+    _warned: bool = field(default=False, init=False)
+    _published_s: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._work, name=f"tracker {self.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, row: Row) -> None:
+        """Take a row; the oldest waiting one gives way when too many wait."""
+        with self._news:
+            self._rows.append(row)
+            self._news.notify()
+
+    def close(self, status: Status, timeout_s: float = _CLOSE_S) -> None:
+        """Deliver what waits, end the tracker's run; gives up, with a warning, after `timeout_s`."""
+        with self._news:
+            self._status = status
+            self._closing.set()
+            self._news.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("tracker %s: did not end within %.0f s; %d rows are in the run directory only", self.name, timeout_s, len(self._rows))
+
+    def _work(self) -> None:
+        tries = 0
+        while True:
+            with self._news:
+                while not self._rows and not self._closing.is_set() and self._tracker is not None:
+                    self._news.wait()
+                row = self._rows[0] if self._rows else None
+            closing = self._closing.is_set()
+            if self._deliver(row):
+                tries = 0
+                if closing and row is None:
+                    return self._end()
+            elif closing:
+                return self._give_up()
+            else:
+                tries += 1
+                if tries >= _TRIES and self._tracker is not None and row is not None:
+                    tries = self._drop(row)
+                self._closing.wait(self.retry_s)
+
+    def _deliver(self, row: Row | None) -> bool:
+        """Open the tracker if it is not open, hand it the row; False when either failed."""
+        try:
+            if self._tracker is None:
+                self._tracker = self.make()
+            if row is not None:
+                self._tracker.log(row)
+                self._drop(row)
+            if time.monotonic() - self._published_s > _PUBLISH_S:
+                self._published_s = time.monotonic()
+                self.shelf.publish()
+        except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, the training goes on
+            if not self._warned:
+                text = " ".join(str(error).split())[:300]
+                logger.warning("tracker %s: %s: %s; the training goes on, and it is tried again later", self.name, type(error).__name__, text)
+            self._warned = True
+            return False
+        if self._warned:
+            logger.info("tracker %s: answers again", self.name)
+        self._warned = False
+        return True
+
+    def _drop(self, row: Row) -> int:
+        with self._news:
+            if self._rows and self._rows[0] is row:  # else the backlog was full and pushed it out
+                self._rows.popleft()
+        return 0
+
+    def _end(self) -> None:
+        try:
+            if self._tracker is not None:
+                self._tracker.close(self._status)
+            self.shelf.publish()
+            self.shelf.discard()
+        except Exception as error:  # noqa: BLE001 - as above
+            logger.warning("tracker %s: could not be closed: %s", self.name, error)
+
+    def _give_up(self) -> None:
+        logger.warning("tracker %s: still away at the end; %d rows are in the run directory only", self.name, len(self._rows))
+        with contextlib.suppress(Exception):
+            self.shelf.publish()
+            self.shelf.discard()
+
+
+class Trackers:
+    """All trackers of a run; every method returns at once but `close`.
+
+    Attributes:
+        run_ids: what `make_trackers` takes to continue the same runs, by tracker.
+
+    Args:
+        feeds: one for each tracker.
+        run_ids: see above.
+        segment: the number of the first segment.
+    """
+
+    def __init__(self, feeds: list[Feed], run_ids: dict[str, str], segment: int = 0) -> None:
+        self.run_ids = run_ids
+        self._feeds = feeds
+        self._segment = segment
+        self._step = -1
+
+    def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
+        """Hand metrics to every tracker; a step lower than the last one begins a new segment."""
+        if step < self._step:
+            self._segment += 1
+        self._step = step
+        for feed in self._feeds:
+            feed.put(Row(dict(metrics), step, epoch, self._segment, time.time()))
+
+    def close(self, status: Status) -> None:
+        """End the runs at the trackers, delivering what waits; at most a minute each."""
+        for feed in self._feeds:
+            feed.close(status)
+
+
+def make_trackers(recipe: Recipe, run: RunDirectory, run_ids: dict[str, str]) -> Trackers:
+    """Start the trackers that the recipe chooses, on one rank.
+
+    Args:
+        recipe: its `tracking` section decides; name, hash and all fields are logged as parameters.
+        run: where trackers without a server write (`trackers/`).
+        run_ids: of the checkpoint that is resumed from; empty at a fresh start.
+    """
+    feeds, ids = [], dict(run_ids)
+    for name in dict.fromkeys(recipe.tracking.trackers):
+        ids.setdefault(name, "tensorboard" if name == "tensorboard" else uuid.uuid4().hex[:12])
+        feeds.append(_start(name, recipe, run, ids[name]))
+    return Trackers(feeds, ids, segment=run.summary().segment + 1)
+
+
+def _start(name: str, recipe: Recipe, run: RunDirectory, run_id: str) -> Feed:
+    shelf = Shelf.open(run, name, fetch=name == "mlflow")
+    if name == "tensorboard":
+        return Feed(name, lambda: TensorBoardTracker(recipe, shelf), shelf)
+    if name == "wandb":
+        if not _wandb_key():
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+        return Feed(name, lambda: WandbTracker(recipe, shelf, run_id), shelf)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+    return Feed(name, lambda: MlflowTracker(recipe, shelf, run_id), shelf)
+
+
+def _wandb_key() -> bool:
+    """Whether wandb would find a key without asking: in the environment, or where `wandb login` left it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,108 @@
+"""Image classification: one class out of several for each image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from longhaul.data.digits import default_root, write_digits
+from longhaul.data.images import ImageSplits, image_splits
+from longhaul.data.preprocess import ImagePreprocess
+from longhaul.data.samples import Batch
+from longhaul.models.zoo import build_image_model
+from longhaul.recipe import Recipe
+from longhaul.recipe.schema import DigitsData
+from longhaul.workloads.base import Goal, Signature, TensorSpec
+
+
+class Classification:
+    """Cross entropy on logits; the goal is top-1 accuracy on the validation split.
+
+    Args:
+        recipe: with `workload.kind: classification`.
+
+    Raises:
+        UserError: the data are not there, or not in order.
+    """
+
+    goal = Goal("top1", "max")
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.splits: ImageSplits = _image_splits(recipe)
+        self.classes = self.splits.train.classes
+
+    def build_model(self) -> nn.Module:
+        """The recipe's network with one output a class."""
+        return build_image_model(self._recipe.model, len(self.classes), self._recipe.data.resolution)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross entropy with the recipe's label smoothing."""
+        smoothing = self._recipe.workload.label_smoothing
+        return functional.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=smoothing)
+
+    def metrics(self) -> MetricCollection:
+        """top1, top5 (of fewer classes: of all), macro precision, recall and F1, mean loss, confusion matrix (C, C)."""
+        n = len(self.classes)
+        return MetricCollection(
+            {
+                "top1": MulticlassAccuracy(n, average="micro"),
+                "top5": MulticlassAccuracy(n, average="micro", top_k=min(5, n)),
+                "precision": MulticlassPrecision(n),
+                "recall": MulticlassRecall(n),
+                "f1": MulticlassF1Score(n),
+                "confusion": MulticlassConfusionMatrix(n),
+                "loss": MeanMetric(),
+            },
+            compute_groups=False,
+        )
+
+    def measure(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> None:
+        """One forward pass; the loss is measured without label smoothing."""
+        logits = model(batch["image"]).float()
+        losses = functional.cross_entropy(logits, batch["label"], reduction="none")
+        for name, metric in metrics.items():
+            if name == "loss":
+                metric.update(losses)
+            else:
+                metric.update(logits, batch["label"])
+
+    def signature(self) -> Signature:
+        """`image` (3, R, R) -> `logits` (C,)."""
+        preprocess = self.splits.test.preprocess
+        side = preprocess.resolution
+        return Signature(
+            task="classification",
+            inputs=(TensorSpec(name="image", dtype="float32", shape=(3, side, side)),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=(len(self.classes),)),),
+            classes=self.classes,
+            preprocess=preprocess.model_dump(mode="json"),
+        )
+
+
+def _image_splits(recipe: Recipe) -> ImageSplits:
+    data = recipe.data
+    preprocess = ImagePreprocess(resolution=data.resolution)
+    if isinstance(data, DigitsData):
+        root = write_digits(Path(data.root).expanduser() if data.root else default_root())
+        return image_splits(root, preprocess, augment=data.augment, validation_share=0, test_share=0, seed=recipe.seed)
+    return image_splits(
+        Path(data.root).expanduser(),
+        preprocess,
+        augment=data.augment,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        seed=recipe.seed,
+    )
+
+
