@@ -17,6 +17,7 @@ Two classes are kept: ephemeral (the newest few) and permanent (the best k by th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -50,7 +51,16 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What one rank wrote; `goal` is the validation metric at this step, where it was measured."""
+    """What one rank wrote.
+
+    Attributes:
+        step: optimizer steps done.
+        attempt: id of the start of the workers that wrote it.
+        permanent: never retired.
+        goal: the goal metric at this step, where it was measured.
+        files: by name.
+        seal: SHA-256 of all the rest of this manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,6 +73,11 @@ class Manifest(BaseModel):
     permanent: bool = False
     goal: float | None = None
     files: dict[str, FileRecord]
+    seal: str = ""
+
+    def sealed(self) -> Manifest:
+        """The same with its seal."""
+        return self.model_copy(update={"seal": hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class CheckpointStore:
             relative = path.relative_to(source).as_posix()
             records[relative] = FileRecord(sha256=file_sha256(path), bytes=path.stat().st_size)
             folder.upload(path, relative)
-        full = manifest.model_copy(update={"files": records})
+        full = manifest.model_copy(update={"files": records}).sealed()
         folder.write_bytes(_manifest_name(manifest.rank, manifest.world_size), (full.model_dump_json(indent=1) + "\n").encode())
 
     def entries(self) -> list[Entry]:
@@ -204,9 +219,12 @@ class CheckpointStore:
 
     def _manifest(self, name: str, manifest_name: str) -> Manifest:
         try:
-            return Manifest.model_validate_json(self.folder(name).read_bytes(manifest_name))
+            manifest = Manifest.model_validate_json(self.folder(name).read_bytes(manifest_name))
         except (ValidationError, FileNotFoundError) as error:
             raise IntegrityError(f"{manifest_name} cannot be read ({type(error).__name__})") from None
+        if manifest != manifest.sealed():
+            raise IntegrityError(f"{manifest_name} is not what was written (its seal differs)")
+        return manifest
 
     @staticmethod
     def _what_is_missing(names: Sequence[str]) -> str | None:

@@ -77,7 +77,7 @@ class Checkpointing:
         self.ranks.average_buffers(m for m in (self.engine.module, self.averaged) if m is not None)
         weights = self.engine.weights()
         average = _weights_of(self.averaged) if self.ranks.is_first else {}
-        bad = self.ranks.from_first([name for name, value in {**weights, **average}.items() if not torch.isfinite(value).all()])
+        bad = self.ranks.from_first([name for name, value in [*weights.items(), *average.items()] if not torch.isfinite(value).all()])
         if bad:
             raise NonFiniteWeightsError(f"step {progress.step}: weights are not finite ({', '.join(bad[:3])}); no checkpoint was written")
         name = checkpoint_name(progress.step, self.attempt)
@@ -116,7 +116,8 @@ class Checkpointing:
             if self.ranks.is_first:
                 log.warning("checkpoint %s is not resumed from: %s", name, "; ".join(problems))
                 self.store.reject(name, problems)
-                self.run.add_event("checkpoint_rejected", f"{name}: {problems[0]}", checkpoint=name, reasons=problems)
+                segment = self.run.summary().segment + 1
+                self.run.add_event("checkpoint_rejected", f"{name}: {problems[0]}", segment=segment, reasons=problems)
             self.ranks.gather(None)
         return None
 

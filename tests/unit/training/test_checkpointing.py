@@ -1,0 +1,209 @@
+"""A checkpoint that is not whole is never resumed from: the one before it is, and the log says which and why."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from longhaul.recipe import Recipe, parse
+from longhaul.resilience.checkpoint import CheckpointStore, Retention, load_weights
+from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training.checkpointing import Checkpointing, NonFiniteWeightsError
+from longhaul.training.engine import Engine, build_engine
+from longhaul.training.loop import Trainer
+from longhaul.training.progress import Progress
+from longhaul.training.ranks import Ranks
+from longhaul.workloads import build
+
+RECIPE = """
+name: cut
+data: {kind: digits, resolution: 16, loader_workers: 0, augment: shift}
+model: {name: test_resnet, drop_rate: 0.1}
+training: {steps: 6, global_batch: 8, micro_batch: 8, ema_decay: 0.5}
+checkpoints: {every: 2 steps, keep_latest: 3, keep_best: 1}
+validation: {every: 6 steps, batch: 144}
+"""
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def nothing(name: str, metrics: dict[str, float]) -> None:
+    """A report to nobody."""
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return parse(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    run = RunDirectory.create(str(tmp_path_factory.mktemp("runs")), "cut", recipe)
+    Trainer(recipe, build(recipe), run, ALONE, nothing).train()
+    assert [entry.step for entry in CheckpointStore(run).entries()] == [2, 4, 6]
+    return run
+
+
+@pytest.fixture
+def copied(finished: RunDirectory, tmp_path: Path) -> Iterator[RunDirectory]:
+    target = tmp_path / "cut"
+    shutil.copytree(finished.uri, target)
+    yield RunDirectory.open(str(target))
+    shutil.rmtree(target)
+
+
+def checkpointing(recipe: Recipe, run: RunDirectory) -> Checkpointing:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    from longhaul.data.loader import BatchPlan
+
+    engine: Engine = build_engine(recipe, build(recipe).build_model(), BatchPlan.derive(8, 8), ALONE)
+    averaged = AveragedModel(engine.module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    return Checkpointing(run, recipe, ALONE, engine, averaged, "feedbeef", nothing)
+
+
+def files_of_a_checkpoint() -> list[str]:
+    return [
+        "model.safetensors",
+        "ema.safetensors",
+        "ema.pt",
+        "progress.json",
+        "random-00000.pt",
+        "engine/torch.pt",
+        "manifest-00000-of-00001.json",
+    ]
+
+
+def test_the_list_of_files_is_complete(finished: RunDirectory) -> None:
+    newest = CheckpointStore(finished).entries()[-1]
+    assert sorted(CheckpointStore(finished).folder(newest.name).files()) == sorted(files_of_a_checkpoint())
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "flipped"])
+@pytest.mark.parametrize("file", files_of_a_checkpoint())
+def test_a_damaged_checkpoint_is_passed_over(
+    recipe: Recipe, copied: RunDirectory, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    newest = CheckpointStore(copied).entries()[-1]
+    path = Path(copied.uri) / "checkpoints" / newest.name / file
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with caplog.at_level(logging.WARNING, "longhaul"):
+        progress = checkpointing(recipe, copied).resume()
+    assert progress is not None
+    assert progress.step == 4
+    assert newest.name in caplog.text
+    assert ("manifest" if file.startswith("manifest") else file) in caplog.text
+    events = copied.events().to_pylist()
+    assert [event["kind"] for event in events if newest.name in event["message"]][-1] == "checkpoint_rejected"
+
+
+def test_a_checkpoint_cut_at_any_number_of_files_is_passed_over(recipe: Recipe, copied: RunDirectory) -> None:
+    """As a crash leaves it: the first n files are there, in the order in which they are written, the manifest last."""
+    newest = CheckpointStore(copied).entries()[-1]
+    folder = Path(copied.uri) / "checkpoints" / newest.name
+    whole = folder.with_name("whole")
+    folder.rename(whole)
+    written = [*sorted(f for f in files_of_a_checkpoint() if not f.startswith("manifest")), "manifest-00000-of-00001.json"]
+    for count in range(len(written)):
+        shutil.rmtree(folder, ignore_errors=True)
+        for file in written[:count]:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(whole / file, folder / file)
+        store = CheckpointStore(copied)
+        assert [entry.step for entry in store.entries() if entry.name != "whole"] == [2, 4]
+        if count:
+            assert store.problems(newest.name)
+    shutil.rmtree(folder)
+    whole.rename(folder)
+    assert CheckpointStore(copied).problems(newest.name) == []  # the control: whole again, it counts again
+
+
+def test_when_nothing_is_whole_the_run_starts_over(recipe: Recipe, copied: RunDirectory) -> None:
+    for entry in CheckpointStore(copied).entries():
+        (Path(copied.uri) / "checkpoints" / entry.name / "engine" / "torch.pt").unlink()
+    assert checkpointing(recipe, copied).resume() is None
+
+
+def test_a_rejected_checkpoint_never_counts_for_retention(recipe: Recipe, copied: RunDirectory) -> None:
+    store = CheckpointStore(copied)
+    newest = store.entries()[-1]
+    store.reject(newest.name, ["for a test"])
+    gone = store.retire(Retention(latest=2, best=0, direction="max"), "feedbeef")
+    assert gone == [newest.name]
+    assert [entry.step for entry in store.entries()] == [2, 4]
+
+
+def test_leftovers_of_another_attempt_are_deleted_and_the_running_one_is_not(copied: RunDirectory) -> None:
+    store = CheckpointStore(copied)
+    for name in ("step-000000008-deadbeef", "step-000000008-feedbeef"):
+        store.folder(name).write_bytes("model.safetensors", b"half")
+    assert store.retire(Retention(latest=3, best=1, direction="max"), "feedbeef") == ["step-000000008-deadbeef"]
+
+
+def test_retention_keeps_newest_best_and_permanent(copied: RunDirectory, finished: RunDirectory) -> None:
+    from longhaul.resilience.checkpoint import Manifest
+
+    store = CheckpointStore(copied)
+    for step, goal, permanent in [(10, 0.5, False), (11, 0.9, False), (12, None, True), (13, 0.7, False), (14, 0.2, False)]:
+        manifest = Manifest(
+            step=step, rank=0, world_size=1, attempt="a", created_s=float(step), permanent=permanent, goal=goal, files={}
+        )
+        store.publish(f"step-{step:09d}-a", Path(finished.uri) / "metrics", manifest)
+    store.retire(Retention(latest=1, best=2, direction="max"), "none")
+    assert [entry.step for entry in store.entries()] == [11, 12, 13, 14]
+    assert load_weights_step(copied, "max") == 11
+
+
+def load_weights_step(run: RunDirectory, direction: str) -> int:
+    from longhaul.resilience.checkpoint import best_entries
+
+    return best_entries(CheckpointStore(run).entries(), "max" if direction == "max" else "min")[0].step
+
+
+def test_the_manifests_of_all_ranks_must_be_there(copied: RunDirectory, finished: RunDirectory) -> None:
+    from longhaul.resilience.checkpoint import Manifest
+
+    store = CheckpointStore(copied)
+    for rank in range(2):
+        manifest = Manifest(step=20, rank=rank, world_size=3, attempt="a", created_s=1.0, files={})
+        store.publish("step-000000020-a", Path(finished.uri) / "metrics", manifest)
+    assert store.problems("step-000000020-a") == ["incomplete: the manifests of ranks [2] of 3 are missing"]
+    assert 20 not in [entry.step for entry in store.entries()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_published(recipe: Recipe, copied: RunDirectory, value: float) -> None:
+    one = checkpointing(recipe, copied)
+    before = CheckpointStore(copied).candidates()
+    with torch.no_grad():
+        next(one.engine.module.parameters()).view(-1)[0] = value
+    with pytest.raises(NonFiniteWeightsError, match="not finite"):
+        one.save(Progress(step=9), {}, goal=None, permanent=False, retention=Retention(1, 1, "max"))
+    assert CheckpointStore(copied).candidates() == before
+
+
+def test_weights_come_from_the_average_and_are_checked(copied: RunDirectory) -> None:
+    from safetensors.torch import load_file
+
+    from longhaul.errors import IntegrityError
+
+    weights = load_weights(copied, "latest")
+    folder = Path(copied.uri) / "checkpoints" / weights.checkpoint
+    average, plain = load_file(folder / "ema.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.equal(weights.state[name], average[name]) for name in average)
+    assert any(not torch.equal(plain[name], average[name]) for name in average)
+    content = (folder / "ema.safetensors").read_bytes()
+    (folder / "ema.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
+        load_weights(copied, "latest")
