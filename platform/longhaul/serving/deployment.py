@@ -1,0 +1,210 @@
+"""From a Serve config to a running application: read it, check the models, deploy, wait, take it down.
+
+What `serve run CONFIG` does (`ray.serve.scripts.run`), with the registry made absolute, its files verified, and errors in
+one line. Ray must be connected for `deploy` and what follows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve.config import ProxyLocation, gRPCOptions
+from ray.serve.schema import ApplicationStatus, DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+from longhaul.errors import IntegrityError, LonghaulError, UserError
+from longhaul.export.manifest import Manifest
+from longhaul.serving.app import ServeArguments, build
+from longhaul.serving.catalog import choose
+
+IMPORT_PATH = f"{build.__module__}:{build.__name__}"
+
+
+class DeploymentFailed(LonghaulError):
+    """Serve could not start the application; the message has its last word."""
+
+
+def read_config(path: Path) -> ServeDeploySchema:
+    """Read a Serve config that has one application of ours.
+
+    Raises:
+        UserError: no such file, no YAML, not Serve's schema (names the field), or no `longhaul.serving.app:build` in it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        config = ServeDeploySchema.model_validate(content)
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}", "Give one such as serve_configs/local.yaml") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: no YAML ({' '.join(str(error).split())})", "Correct it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole file"
+        raise UserError(f"config {path}: {field}: {first['msg']}", "Compare with serve_configs/local.yaml") from None
+    _refuse_unknown_fields(content, ServeDeploySchema, str(path))
+    for i, application in enumerate(content["applications"]):
+        _refuse_unknown_fields(application, ServeApplicationSchema, f"{path}: applications.{i}")
+        for j, server in enumerate(application.get("deployments", [])):
+            _refuse_unknown_fields(server, DeploymentSchema, f"{path}: applications.{i}.deployments.{j}")
+    _application(config, path)
+    return config
+
+
+def override(
+    config: ServeDeploySchema, *, registry: str | None, models: Sequence[str], host: str | None, port: int | None
+) -> ServeDeploySchema:
+    """The config with what is given in place of its own, and the registry's address made absolute.
+
+    Raises:
+        UserError: an argument of the application is wrong.
+    """
+    changed = config.model_copy(deep=True)
+    application = _application(changed, None)
+    args = dict(application.args)
+    if registry is not None:
+        args["registry"] = str(Path(registry).absolute()) if "://" not in registry else registry
+    if models:
+        args["models"] = list(models)
+    application.args = args | {"registry": ServeArguments.parse(args).open_registry().uri}
+    changed.http_options.host = host or changed.http_options.host
+    changed.http_options.port = port or changed.http_options.port
+    return changed
+
+
+def check_models(config: ServeDeploySchema) -> list[Manifest]:
+    """What the config serves, every file of it verified, before anything starts.
+
+    Raises:
+        UserError: the registry is empty, or has no such model.
+        IntegrityError: a file is missing or damaged; names each.
+    """
+    arguments = ServeArguments.parse(dict(_application(config, None).args))
+    registry = arguments.open_registry()
+    manifests = choose(registry, arguments.models)
+    damaged = [problem for manifest in manifests for problem in registry.verify(manifest)]
+    if damaged:
+        raise IntegrityError("; ".join(damaged))
+    return manifests
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that another process of this machine listens on, or that is not this machine's.
+
+    Raises:
+        UserError: it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"address {host}:{port}: {error.strerror}", "Give another --port or --host, or stop what is there"
+            ) from None
+
+
+def check_idle() -> None:
+    """Refuse a cluster on which Serve runs: a config would replace all its applications, and its port is fixed.
+
+    Raises:
+        UserError: it does.
+    """
+    state = serve.status()
+    if state.applications or state.proxies:
+        what = ", ".join(sorted(state.applications)) or "without an application"
+        raise UserError(f"Ray Serve already runs on this cluster ({what})", "Stop it with `serve shutdown -y`")
+
+
+def deploy(
+    config: ServeDeploySchema, report: Callable[[str], None], stopped: Callable[[], bool], pause: Callable[[float], object]
+) -> bool:
+    """Start Serve on the connected cluster and wait until the application answers.
+
+    Args:
+        config: from `override`.
+        report: told what it waits for, one line.
+        stopped: asked between two looks at the state; once true, waiting ends.
+        pause: sleeps for so many seconds, or less once stopped.
+
+    Returns:
+        Whether it answers; False only if stopped.
+
+    Raises:
+        DeploymentFailed: the application does not start.
+    """
+    client = serve_start(
+        http_options=config.http_options.model_dump(),
+        proxy_location=ProxyLocation(config.proxy_location),
+        grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+        controller_options=config.controller_options,
+    )
+    client.deploy_apps(config, _blocking=False)
+    name = _application(config, None).name
+    while not stopped():
+        state = serve.status().applications.get(name)
+        if state is not None and state.status == ApplicationStatus.RUNNING:
+            client.wait_for_proxies_serving(wait_for_applications_running=True)
+            return True
+        if state is not None and state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            details = [deployment.message for deployment in state.deployments.values() if deployment.message]
+            raise DeploymentFailed(f"application {name}: {_last_line(details[0] if details else state.message)}")
+        waits = [f"{n}: {d.message or d.status.value}" for n, d in state.deployments.items()] if state is not None else []
+        report("; ".join(map(_last_line, waits)) or "building the application")
+        pause(0.5)
+    return False
+
+
+def watch(
+    config: ServeDeploySchema, report: Callable[[str], None], stopped: Callable[[], bool], pause: Callable[[float], object]
+) -> None:
+    """Return once `stopped`; meanwhile `report` each change of the application's status.
+
+    Raises:
+        DeploymentFailed: the application is no longer there, such as after `serve shutdown`.
+    """
+    name = _application(config, None).name
+    before = ApplicationStatus.RUNNING
+    while not stopped():
+        state = serve.status().applications.get(name)
+        if state is None:
+            raise DeploymentFailed(f"application {name}: somebody took it down")
+        if state.status != before:
+            report(f"application {name}: {state.status.value} {_last_line(state.message)}".rstrip())
+            before = state.status
+        pause(5)
+
+
+def _refuse_unknown_fields(given: dict[str, object], schema: type[BaseModel], where: str) -> None:
+    """Serve's schema passes over what it does not know, so that a misspelt limit would be no limit."""
+    for name in given:
+        if name not in schema.model_fields:
+            near = difflib.get_close_matches(name, schema.model_fields, n=1)
+            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(schema.model_fields)}"
+            raise UserError(f"config {where}: unknown field {name!r}", fix)
+
+
+def take_down() -> None:
+    """Stop Serve on the connected cluster, replicas, proxies and controller; nothing happens if it is not running."""
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _application(config: ServeDeploySchema, path: Path | None) -> ServeApplicationSchema:
+    for application in config.applications:
+        if application.import_path == IMPORT_PATH:
+            return application
+    raise UserError(
+        f"config {path or ''}: no application with import_path {IMPORT_PATH}", "Compare with serve_configs/local.yaml"
+    )
+
+
+def _last_line(message: str) -> str:
+    """Serve's messages hold whole tracebacks: their last line says what happened."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
