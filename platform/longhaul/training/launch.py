@@ -91,13 +91,14 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
 
 def _check_resources(recipe: Recipe) -> bool:
     """Whether to take GPUs; refuses what the cluster can never give (Ray would wait for it without a word)."""
-    have = ray.cluster_resources()
+    from ray._private.state import state
+
+    planned = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow the cluster to
+    have = {kind: max(amount, planned.get(kind, 0)) for kind, amount in {**planned, **ray.cluster_resources()}.items()}
     scaling = recipe.scaling
-    gpu = bool(have.get("GPU")) if scaling.gpu == "auto" else scaling.gpu
+    gpu = have.get("GPU", 0) >= scaling.workers if scaling.gpu == "auto" else scaling.gpu
     if recipe.training.precision == "fp16" and not gpu:
         raise UserError("training.precision fp16: needs GPUs and the cluster has none", "Set training.precision to bf16 or fp32")
-    if _autoscales():
-        return gpu
     needed = {"CPU": scaling.workers * scaling.cpus_per_worker, "GPU": float(scaling.workers if gpu else 0)}
     for kind, amount in needed.items():
         if amount > have.get(kind, 0):
@@ -106,11 +107,6 @@ def _check_resources(recipe: Recipe) -> bool:
                 "Lower scaling.workers or scaling.cpus_per_worker, or add nodes",
             )
     return gpu
-
-
-def _autoscales() -> bool:
-    """Whether the cluster may still grow (an autoscaler writes its configuration there on the head)."""
-    return os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
 
 
 def _cause(error: TrainingFailedError) -> Exception:

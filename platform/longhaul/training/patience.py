@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel
@@ -25,9 +26,9 @@ class Patience(BaseModel):
     misses: int = 0
 
     def update(self, value: float) -> bool:
-        """Take one more value; whether patience has now run out (the count then starts again)."""
-        gain = None if self.best is None else (value - self.best if self.direction == "max" else self.best - value)
-        if gain is None or gain > self.min_delta:
+        """Take one more value (NaN is a miss); whether patience has now run out (the count then starts again)."""
+        gain = math.inf if self.best is None else (value - self.best if self.direction == "max" else self.best - value)
+        if gain > self.min_delta and not math.isnan(value):
             self.best, self.misses = value, 0
             return False
         self.misses += 1

@@ -60,7 +60,9 @@ class Recorder:
         self._losses = []
         loss = float(losses.mean())
         if not torch.isfinite(losses).all():
-            raise DivergedError(f"step {progress.step}: the training loss is {loss}; lower training.optimizer.lr or set training.clip_norm")
+            raise DivergedError(
+                f"step {progress.step}: the training loss is {loss}; lower training.optimizer.lr or set training.clip_norm"
+            )
         values = {"train/loss": loss, "train/lr": rate}
         if self._norm is not None:
             values["train/grad_norm"] = float(self._norm)
@@ -82,7 +84,14 @@ class Recorder:
         values = {f"{split}/{name}": value for name, value in result.scalars.items()}
         self.metrics(progress, values)
         if split == "test" and result.confusion is not None:
-            self.event("confusion", progress, f"confusion matrix on {split}", split=split, classes=result.classes, matrix=result.confusion)
+            self.event(
+                "confusion",
+                progress,
+                f"confusion matrix on {split}",
+                split=split,
+                classes=result.classes,
+                matrix=result.confusion,
+            )
         if split == "val":
             self.event("validated", progress, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         return values
@@ -101,7 +110,13 @@ class Recorder:
         epoch, now = progress.cursor / self._size, time.time()
         for name, value in values.items():
             self._writer.append(
-                segment=progress.segment, step=progress.step, epoch=epoch, samples=progress.cursor, time_s=now, name=name, value=value
+                segment=progress.segment,
+                step=progress.step,
+                epoch=epoch,
+                samples=progress.cursor,
+                time_s=now,
+                name=name,
+                value=value,
             )
         if self._trackers is not None:
             self._trackers.log(values, progress.step, epoch)
@@ -115,7 +130,12 @@ class Recorder:
 
     def write_summary(self, progress: Progress, **changes: object) -> None:
         """Bring `summary.json` up to date."""
-        position = {"segment": progress.segment, "step": progress.step, "samples": progress.cursor, "epoch": progress.cursor / self._size}
+        position = {
+            "segment": progress.segment,
+            "step": progress.step,
+            "samples": progress.cursor,
+            "epoch": progress.cursor / self._size,
+        }
         self.summary = self.summary.model_copy(update={**position, **changes})
         if self._ranks.is_first:
             self._writer.flush()

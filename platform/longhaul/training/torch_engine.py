@@ -33,7 +33,9 @@ class TorchEngine:
         if ranks.world_size > 1:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             # Buffers are averaged before each evaluation and save instead of broadcast at each forward pass.
-            self._parallel = DistributedDataParallel(self._model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self._parallel = DistributedDataParallel(
+                self._model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     @property
     def module(self) -> nn.Module:

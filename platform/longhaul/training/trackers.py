@@ -124,7 +124,7 @@ class TensorBoardTracker:
         if self._segment != row.segment:
             if self._writer is not None:
                 self._writer.close()
-            self._writer = SummaryWriter(str(self._shelf.folder), purge_step=row.step)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._shelf.folder), purge_step=row.step)
             self._writer.add_text("recipe", f"sha256 {self._recipe.sha256}\n\n```yaml\n{dump(self._recipe)}```", row.step)
             self._segment = row.segment
         for name, value in {**row.metrics, "epoch": row.epoch}.items():
@@ -185,7 +185,7 @@ class MlflowTracker:
         self.run_id = run_id
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{shelf.folder}/mlflow.db"
         self._client = MlflowClient(tracking_uri=uri)
-        where = None if "MLFLOW_TRACKING_URI" in os.environ else f"{shelf.run.uri}/trackers/mlflow/artifacts"
+        where = None if os.environ.get("MLFLOW_TRACKING_URI") else f"{shelf.run.uri}/trackers/mlflow/artifacts"
         known = self._client.get_experiment_by_name(recipe.tracking.project)
         experiment = known.experiment_id if known else self._client.create_experiment(recipe.tracking.project, where)
         found = self._client.search_runs([experiment], f"tags.`longhaul.id` = '{run_id}'", max_results=1)
@@ -251,15 +251,19 @@ class Feed:
             self._rows.append(row)
             self._news.notify()
 
-    def close(self, status: Status, timeout_s: float = _CLOSE_S) -> None:
-        """Deliver what waits, end the tracker's run; gives up, with a warning, after `timeout_s`."""
+    def finish(self, status: Status) -> None:
+        """Ask for the end: what waits is delivered, then the tracker's run is closed."""
         with self._news:
             self._status = status
             self._closing.set()
             self._news.notify()
-        self._thread.join(timeout_s)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end after `finish`; gives up, with a warning, after `timeout_s`."""
+        self._thread.join(max(timeout_s, 0.0))
         if self._thread.is_alive():
-            logger.warning("tracker %s: did not end within %.0f s; %d rows are in the run directory only", self.name, timeout_s, len(self._rows))
+            left = len(self._rows)
+            logger.warning("tracker %s: not done in %.0f s; %d rows are in the run directory only", self.name, timeout_s, left)
 
     def _work(self) -> None:
         tries = 0
@@ -294,8 +298,8 @@ class Feed:
                 self.shelf.publish()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, the training goes on
             if not self._warned:
-                text = " ".join(str(error).split())[:300]
-                logger.warning("tracker %s: %s: %s; the training goes on, and it is tried again later", self.name, type(error).__name__, text)
+                what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                logger.warning("tracker %s: %s; the training goes on, and it is tried again later", self.name, what)
             self._warned = True
             return False
         if self._warned:
@@ -352,9 +356,12 @@ class Trackers:
             feed.put(Row(dict(metrics), step, epoch, self._segment, time.time()))
 
     def close(self, status: Status) -> None:
-        """End the runs at the trackers, delivering what waits; at most a minute each."""
+        """End the runs at the trackers, delivering what waits; takes at most a minute."""
         for feed in self._feeds:
-            feed.close(status)
+            feed.finish(status)
+        deadline = time.monotonic() + _CLOSE_S
+        for feed in self._feeds:
+            feed.join(deadline - time.monotonic())
 
 
 def make_trackers(recipe: Recipe, run: RunDirectory, run_ids: dict[str, str]) -> Trackers:
