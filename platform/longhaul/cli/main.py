@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from longhaul import __version__
-from longhaul.cli import recipe
+from longhaul.cli import cluster, export, models, recipe, runs, serve, submit, train
 from longhaul.errors import LonghaulError
 
 app = typer.Typer(
@@ -21,7 +21,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command(name="train")(train.train)
+app.command(name="submit")(submit.submit)
+app.add_typer(runs.app, name="runs")
+app.command(name="export")(export.export)
+app.add_typer(models.app, name="models")
+app.command(name="serve")(serve.serve)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)

@@ -13,9 +13,12 @@ from rich.table import Table
 
 app = typer.Typer(help="Show, compare and document recipes (the YAML files that describe runs).", no_args_is_help=True)
 
-RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as jobs/recipes/classification/digits.yaml.", show_default=False)]
+RecipePath = Annotated[
+    Path, typer.Argument(help="A recipe, such as jobs/recipes/classification/digits.yaml.", show_default=False)
+]
 Overrides = Annotated[
-    list[str], typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, e.g. --set training.epochs=3; repeatable.")
+    list[str],
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, e.g. --set training.epochs=3; repeatable."),
 ]
 
 
@@ -28,7 +31,11 @@ def show(path: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006 - t
     from longhaul.recipe import dump, load
 
     recipe = load(path, overrides)
-    Console().print(Syntax(dump(recipe), "yaml", background_color="default"))
+    console, text = Console(), dump(recipe)
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+    else:  # into a file or a pipe: exactly the recipe, which can be read again
+        console.file.write(text)
     Console(stderr=True).print(f"[dim]sha256 {recipe.sha256}[/]")
 
 
@@ -52,17 +59,26 @@ def diff(before: RecipePath, after: RecipePath) -> None:
 
 
 @app.command()
-def schema(field: Annotated[str, typer.Argument(help="Only the section below this path, e.g. training.")] = "") -> None:
-    """Print what a recipe may hold, as JSON Schema: fields, types, defaults, meaning."""
-    from longhaul.errors import UserError
-    from longhaul.recipe import Recipe
+def schema(field: Annotated[str, typer.Argument(help="Only what is below this path, e.g. training.")] = "") -> None:
+    """Print what a recipe may hold, as JSON Schema: fields, types, defaults, meaning.
 
-    document = Recipe.model_json_schema()
-    node = document
-    for key in filter(None, field.split(".")):
-        node = node.get("properties", {}).get(key)
-        if node is None:
-            raise UserError(f"recipe field {field!r}: unknown", "Run `longhaul recipe schema` for all of them")
-        if "$ref" in node:
-            node = document["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    Console().print_json(json.dumps(node))
+    Example: longhaul recipe schema training.schedule
+    """
+    from longhaul.recipe import field_schema
+
+    Console().print_json(json.dumps(field_schema(field)))
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Only names that contain this text, e.g. convnext.")] = "") -> None:
+    """Print the names that the field model.name takes.
+
+    Example: longhaul recipe models resnet
+    """
+    from longhaul.errors import UserError
+    from longhaul.models.zoo import model_names
+
+    names = model_names(pattern)
+    if not names:
+        raise UserError(f"no model's name contains {pattern!r}", "Run `longhaul recipe models` for all of them")
+    Console(soft_wrap=True, highlight=False).print("\n".join(names))
