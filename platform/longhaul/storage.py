@@ -7,21 +7,27 @@ and call `Storage.open` there.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from longhaul.errors import UserError
 
 _COPY_BYTES = 8 << 20
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}$")  # a local file that is still being written, or whose writer died
 _S3_CONNECT_TIMEOUT_S = 5.0
 _S3_REQUEST_TIMEOUT_S = 60.0
+_S3_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,14 @@ class Storage:
         S3 takes credentials and endpoint from the environment (`AWS_*`, `AWS_ENDPOINT_URL` too), as boto3 does.
 
         Raises:
-            UserError: the scheme is neither a path nor s3.
+            UserError: the scheme is neither a path nor s3, or there is no bucket.
         """
         text = str(uri)
         if text.startswith("s3://"):
-            return cls(_s3_filesystem(text), text.removeprefix("s3://").split("?")[0].rstrip("/"), text.rstrip("/"))
+            root = text.removeprefix("s3://").rstrip("/")
+            if not root or root.startswith("/") or "?" in root:
+                raise UserError(f"storage {text!r}: not of the form s3://bucket/prefix", "Give options as AWS_* variables")
+            return cls(_s3_filesystem(root.partition("/")[0]), root, f"s3://{root}")
         if "://" in text and not text.startswith("file://"):
             raise UserError(f"storage {text!r}: unknown scheme", "Give a local path or s3://bucket/prefix")
         path = str(Path(text.removeprefix("file://")).expanduser().resolve())
@@ -80,7 +89,7 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Whether `name` is a file or a (non-empty, on S3) folder."""
-        return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def list(self, name: str = "") -> list[Entry]:
         """The direct children of folder `name`, sorted by name; empty where there is no such folder."""
@@ -88,14 +97,16 @@ class Storage:
         entries = [
             Entry(i.base_name, i.type == pafs.FileType.Directory, i.size or 0, i.mtime.timestamp() if i.mtime else 0.0)
             for i in infos
+            if not _PARTIAL.search(i.base_name)
         ]
         return sorted(entries, key=lambda entry: entry.name)
 
-    def files(self, name: str = "") -> list[str]:
+    def files(self, name: str = "") -> builtins.list[str]:
         """Every file below folder `name`, however deep, as names relative to that folder, sorted."""
         base = self.path(name)
         infos = self.filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
-        return sorted(i.path[len(base) + 1 :] for i in infos if i.type == pafs.FileType.File)
+        names = (i.path[len(base) + 1 :] for i in infos if i.type == pafs.FileType.File)
+        return sorted(name for name in names if not _PARTIAL.search(name))
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file.
@@ -113,9 +124,14 @@ class Storage:
 
     def upload(self, source: Path, name: str) -> None:
         """Copy a local file to `name`; it appears under that name only when it is complete."""
-        with self._replacing(name) as target, self.filesystem.open_output_stream(target) as out, source.open("rb") as src:
-            while block := src.read(_COPY_BYTES):
-                out.write(block)
+        if not self.is_local:
+            # pyarrow cannot abort a stream: an interrupt half-way would publish the half. boto3 aborts.
+            bucket, _, key = self.path(name).partition("/")
+            with source.open("rb") as src:
+                _s3_client().upload_fileobj(src, bucket, key)
+            return
+        with self._replacing(name) as target, source.open("rb") as src, Path(target).open("wb") as out:
+            shutil.copyfileobj(src, out, _COPY_BYTES)
 
     def download(self, name: str, target: Path) -> None:
         """Copy the file `name` to the local path `target`, making its folder."""
@@ -162,13 +178,27 @@ class Storage:
             Path(partial).unlink(missing_ok=True)
 
 
-def _s3_filesystem(uri: str) -> pafs.FileSystem:
-    if "?" in uri:  # explicit options (endpoint_override=...&scheme=http): pyarrow's own URI form
-        return pafs.FileSystem.from_uri(uri)[0]
+def _s3_filesystem(bucket: str) -> pafs.FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    scheme, _, address = endpoint.rpartition("://")  # pyarrow itself reads these variables only for its own URIs
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return pafs.S3FileSystem(
+        endpoint_override=address or None,
+        scheme=scheme or "https",
+        region=region or (None if endpoint else pafs.resolve_s3_region(bucket)),
         connect_timeout=_S3_CONNECT_TIMEOUT_S,
         request_timeout=_S3_REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=5),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+    )
+
+
+def _s3_client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    retries: Any = {"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}
+    return boto3.client(
+        "s3", config=Config(connect_timeout=_S3_CONNECT_TIMEOUT_S, read_timeout=_S3_REQUEST_TIMEOUT_S, retries=retries)
     )
 
 

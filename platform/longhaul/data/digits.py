@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from longhaul.errors import UserError
+
 _DONE = "complete"
 _SPLIT_SEED = 1998  # the split belongs to the data set, not to a run
 
@@ -26,20 +28,25 @@ def write_digits(root: Path) -> Path:
     """Make `root/{train,val,test}/<digit>/<number>.png` (1,149 / 288 / 360 images), unless it is there; returns `root`.
 
     Several processes may call this at once: each writes beside `root`, and the first to finish moves its copy into place.
+
+    Raises:
+        UserError: `root` holds something else, or cannot be written.
     """
     if (root / _DONE).exists():
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))
+    scratch = None
     try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))
         _write(scratch)
-        try:
-            scratch.rename(root)
-        except OSError:  # somebody else was first; a rename onto a non-empty folder is refused
-            if not (root / _DONE).exists():
-                raise
+        scratch.rename(root)
+    except OSError as error:
+        if not (root / _DONE).exists():  # else somebody was first: a rename onto a folder that is not empty is refused
+            problem = f"data.root {root}: the digits cannot be written there ({error.strerror})"
+            raise UserError(problem, "Give a folder that is empty or not there yet") from None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
     return root
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from longhaul.data.preprocess import ImagePreprocess
+from longhaul.data.preprocess import ImagePreprocess, to_rgb
 from longhaul.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -46,10 +46,18 @@ class ImageSamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes in bytes (contents of a million images would take minutes to hash)."""
+        """SHA-256 over names and sizes in bytes (contents of a million images would take minutes to hash).
+
+        Raises:
+            UserError: a file is missing.
+        """
         digest = hashlib.sha256()
         for name in self.ids:
-            digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode())
+            path = self.root / name
+            try:
+                digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+            except FileNotFoundError:
+                raise _missing(path) from None
         return digest.hexdigest()
 
     def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
@@ -72,21 +80,27 @@ class ImageSamples:
         path = self.root / self.ids[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         except FileNotFoundError:
-            raise UserError(f"image {path}: missing", "It was there when the run began; restore it or start a new run") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = str(error).replace(f" {str(path)!r}", "")
+            raise _missing(path) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything: OSError, struct.error
+            reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
             raise UserError(f"image {path}: broken ({reason})", "Replace or remove the file") from None
 
     def _augmented(self, image: Image.Image) -> Tensor:
         side = self.preprocess.resolution
         if self.augment == "crop":
-            pixels = v2.RandomResizedCrop(side, antialias=True)(F.pil_to_tensor(image))
+            pixels: Tensor = v2.RandomResizedCrop(side, antialias=True)(F.pil_to_tensor(image))
         else:
-            turn = v2.RandomAffine(degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+            turn = v2.RandomAffine(
+                degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
+            )
             pixels = turn(self.preprocess.fit(image))
-        return pixels if self.augment == "shift" else v2.RandomHorizontalFlip()(pixels)
+        if self.augment != "shift":
+            pixels = v2.RandomHorizontalFlip()(pixels)
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -136,10 +150,16 @@ def image_splits(
     return ImageSplits(samples("train", augment), samples("val", "none"), samples("test", "none"))
 
 
+def _missing(path: Path) -> UserError:
+    return UserError(f"image {path}: missing", "It was there when the folder was listed; restore it or start a new run")
+
+
 def _listing(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not classes:
-        raise UserError(f"data.root {folder}: holds no class folders", "Put the images of each class into a sub-folder of its own")
+        raise UserError(
+            f"data.root {folder}: holds no class folders", "Put the images of each class into a sub-folder of its own"
+        )
     files = []
     for label, name in enumerate(classes):
         found = [f for f in sorted((folder / name).rglob("*")) if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]

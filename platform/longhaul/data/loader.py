@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from longhaul.data.order import SampleOrder
 from longhaul.data.samples import Batch, SampleSet
+from longhaul.errors import LonghaulError
 
 _Address = tuple[int, int | None]  # (sample index, seed of its augmentation)
 
@@ -53,18 +54,26 @@ class StepBatch:
     cursor: int
 
 
-class _Reader(Dataset[Batch]):
-    """Reads by (index, seed); adds the sample's index, so that a step knows exactly what it saw."""
+class _Reader(Dataset[Batch | LonghaulError]):
+    """Reads by (index, seed); adds the sample's index, so that a step knows exactly what it saw.
+
+    An error raised on purpose is handed over as a value: torch would turn one that leaves a loader process into its traceback.
+    """
 
     def __init__(self, samples: SampleSet) -> None:
         self._samples = samples
 
-    def __getitem__(self, address: _Address) -> dict[str, Tensor]:
+    def __getitem__(self, address: _Address) -> dict[str, Tensor] | LonghaulError:
         index, seed = address
-        return {**self._samples.read(index, seed), "index": torch.tensor(index)}
+        try:
+            return {**self._samples.read(index, seed), "index": torch.tensor(index)}
+        except LonghaulError as error:
+            return error
 
 
-def training_steps(samples: SampleSet, order: SampleOrder, plan: BatchPlan, cursor: int, *, workers: int) -> Generator[StepBatch, None, None]:
+def training_steps(
+    samples: SampleSet, order: SampleOrder, plan: BatchPlan, cursor: int, *, workers: int
+) -> Generator[StepBatch, None, None]:
     """An endless stream of steps from `cursor` on, for the rank of `plan`.
 
     Args:
@@ -73,6 +82,9 @@ def training_steps(samples: SampleSet, order: SampleOrder, plan: BatchPlan, curs
         plan: global batch, micro-batch, rank.
         cursor: the global position to start from.
         workers: loader processes; 0 reads in this one. The stream is the same for every number.
+
+    Raises:
+        UserError: a sample's file is missing or broken, also where a loader process was the one to read it.
     """
 
     def addresses() -> Iterator[list[_Address]]:
@@ -81,30 +93,50 @@ def training_steps(samples: SampleSet, order: SampleOrder, plan: BatchPlan, curs
             stretch = order.take(at, plan.global_batch)
             at = stretch.cursor
             mine = range(plan.rank, plan.global_batch, plan.world_size)
-            share = [(int(stretch.indices[i]), order.sample_seed(int(stretch.positions[i]))) for i in mine]
+            share: list[_Address] = [(int(stretch.indices[i]), order.sample_seed(int(stretch.positions[i]))) for i in mine]
             for start in range(0, len(share), plan.micro_batch):
                 yield share[start : start + plan.micro_batch]
 
-    batches = iter(_loader(samples, addresses(), workers))
+    read = _read(samples, addresses(), workers)
     while True:
-        micro_batches = [next(batches) for _ in range(plan.accumulation)]
+        micro_batches = [next(read) for _ in range(plan.accumulation)]
         cursor = order.take(cursor, plan.global_batch).cursor
         yield StepBatch(micro_batches, cursor)
 
 
 def batches(samples: SampleSet, batch_size: int, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> Iterator[Batch]:
-    """The set once, in order, without augmentation, for measuring; the last batch is smaller. Ranks take strides."""
+    """The set once, in order, without augmentation, for measuring; the last batch is smaller. Ranks take strides.
+
+    Raises:
+        UserError: as `training_steps`.
+    """
     mine: Sequence[int] = range(rank, len(samples), world_size)
-    addresses = ([(i, None) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size))
-    return iter(_loader(samples, addresses, workers))
+    addresses: Iterator[list[_Address]] = (
+        [(i, None) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size)
+    )
+    return _read(samples, addresses, workers)
 
 
-def _loader(samples: SampleSet, addresses: Iterator[list[_Address]], workers: int) -> DataLoader[Batch]:
-    return DataLoader(
+def _read(samples: SampleSet, addresses: Iterator[list[_Address]], workers: int) -> Generator[Batch, None, None]:
+    loader: DataLoader[Batch | LonghaulError] = DataLoader(
         _Reader(samples),
-        batch_sampler=addresses,  # type: ignore[arg-type]  # torch's stub wants ints; a batch sampler may yield any address
+        batch_sampler=addresses,
         num_workers=workers,
-        collate_fn=default_collate,
+        collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        # Of its own: each start of a loader draws a number, which from the global state would change dropout after a resume.
+        generator=torch.Generator(),
     )
+    for batch in loader:
+        if isinstance(batch, LonghaulError):
+            raise batch
+        yield batch
+
+
+def _collate(samples: list[dict[str, Tensor] | LonghaulError]) -> Batch | LonghaulError:
+    for sample in samples:
+        if isinstance(sample, LonghaulError):
+            return sample
+    batch: Batch = default_collate(samples)
+    return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -34,9 +35,24 @@ class ImagePreprocess(BaseModel):
     def fit(self, image: Image.Image) -> Tensor:
         """The centre square as (3, resolution, resolution) uint8 RGB, before normalisation."""
         side = min(image.size)
-        square = F.center_crop(F.pil_to_tensor(image.convert("RGB")), [side, side])
-        return F.resize(square, [self.resolution, self.resolution], InterpolationMode.BILINEAR, antialias=True)
+        square = F.center_crop(F.pil_to_tensor(to_rgb(image)), [side, side])
+        pixels: Tensor = F.resize(square, [self.resolution, self.resolution], InterpolationMode.BILINEAR, antialias=True)
+        return pixels
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(3, H, W) uint8 -> float32, zero mean and unit variance by `mean` and `std`."""
-        return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        normalised: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        return normalised
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB; alpha is dropped, of 16-bit grey the upper byte is kept.
+
+    Raises:
+        ValueError: 32-bit integers or floats, whose white is not known.
+    """
+    if image.mode in {"I", "F"}:
+        raise ValueError(f"mode {image.mode}: 32-bit grey levels have no known white; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would make all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

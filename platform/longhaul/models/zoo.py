@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import timm
 import torch
@@ -25,13 +26,14 @@ def build_image_model(section: ModelSection, classes: int, resolution: int) -> n
     """A network from images (N, 3, R, R) to logits (N, classes), its weights from torch's global random state.
 
     Raises:
-        UserError: an unknown name (with the nearest ones), an option that the network does not have, weights that
-            cannot be read.
+        UserError: an unknown name (with the nearest ones), an option that the network does not have, a resolution that it
+            cannot work at, weights that cannot be read.
     """
     builder = OWN.get(section.name, _timm_model)
     model = builder(section, classes, resolution)
     if section.weights is not None:
         _load_weights(model, Path(section.weights))
+    _check_resolution(model, section.name, resolution)
     return model
 
 
@@ -55,21 +57,40 @@ def check_name(name: str) -> None:
 
 def _timm_model(section: ModelSection, classes: int, resolution: int) -> nn.Module:
     check_name(section.name)
-    options: dict[str, float | int] = {"drop_rate": section.drop_rate} if section.drop_rate else {}
+    options: dict[str, Any] = {"drop_rate": section.drop_rate} if section.drop_rate else {}
     if section.drop_path_rate:
         options["drop_path_rate"] = section.drop_path_rate
-    fixed_size = bool((timm.get_pretrained_cfg_value(section.name, "fixed_input_size") or False))
+    fixed_size = bool(timm.get_pretrained_cfg_value(section.name, "fixed_input_size") or False)
     if fixed_size:  # transformers are built for one resolution
         options["img_size"] = resolution
     try:
         return timm.create_model(section.name, pretrained=section.pretrained, num_classes=classes, **options)
     except TypeError as error:
-        raise UserError(f"model {section.name!r}: does not take one of {sorted(options)} ({error})", "Remove that field") from None
+        raise UserError(
+            f"model {section.name!r}: does not take one of {sorted(options)} ({error})", "Remove that field"
+        ) from None
+    except (AssertionError, ValueError) as error:
+        raise _does_not_fit(section.name, resolution, error) from None
     except (OSError, RuntimeError) as error:
         if not section.pretrained:
             raise
         fix = "Give a local file in model.weights, or set model.pretrained to false"
         raise UserError(f"model {section.name!r}: its published weights cannot be had ({error})", fix) from None
+
+
+@torch.no_grad()
+def _check_resolution(model: nn.Module, name: str, resolution: int) -> None:
+    """One forward pass: a network says only then that its patches or poolings do not fit, too late on a cluster."""
+    try:
+        model.eval()(torch.zeros(1, 3, resolution, resolution))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _does_not_fit(name, resolution, error) from None
+    model.train()
+
+
+def _does_not_fit(name: str, resolution: int, error: Exception) -> UserError:
+    problem = f"data.resolution {resolution}: model {name!r} cannot work at it ({_first_line(error)})"
+    return UserError(problem, "Give another resolution, such as a larger one or a multiple of its patch size")
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -96,8 +117,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the two readers raise a dozen types for a broken file
-        raise UserError(f"model.weights {path}: cannot be read ({error})", "Give a .safetensors or .pt file") from None
+        # Torch's own text is a page about how to run the file's code.
+        plain = path.suffix == ".safetensors" or isinstance(error, OSError)
+        reason = _first_line(error) if plain else "holds more than tensors, or is no whole .pt file"
+        raise UserError(
+            f"model.weights {path}: cannot be read ({reason})", "Give a .safetensors or .pt file of tensors by name"
+        ) from None
+    if not isinstance(state, dict):
+        raise UserError(f"model.weights {path}: holds no tensors by name", "Give a .safetensors or .pt file with a state_dict")
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<` is no key; what it brings in may be overridden
+            continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
         seen.add(key)
@@ -97,7 +102,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _explain(detail: dict[str, Any], raw: dict[str, Any]) -> str:
     """One line for one of pydantic's errors: the path as it stands in the YAML, what is wrong, what would be right."""
     location = _path_in_file(detail["loc"], raw)
-    path = ".".join(map(str, location)) or "recipe"
+    path = ".".join(map(str, location))
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden":
         names = _field_names(Recipe, detail["loc"][:-1])
@@ -113,7 +118,9 @@ def _explain(detail: dict[str, Any], raw: dict[str, Any]) -> str:
     if kind == "union_tag_not_found":
         return f"{path}.{detail['ctx']['discriminator'].strip(chr(39))}: required, and missing; it says which kind this is"
     if kind == "value_error":
-        return f"{path}: {detail['ctx']['error']}"
+        return f"{path}: {detail['ctx']['error']}" if path else str(detail["ctx"]["error"])
+    if kind in {"model_type", "model_attributes_type", "tuple_type"}:
+        return f"{path}: must be a {'list' if kind == 'tuple_type' else 'mapping of fields'} (got {detail['input']!r})"
     return f"{path}: {message[0].lower()}{message[1:]} (got {detail['input']!r})"
 
 

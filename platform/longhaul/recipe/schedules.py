@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from longhaul.recipe.duration import Duration, duration
-from longhaul.recipe.section import NonNegative, Positive, PositiveFloat, Section, Share
+from longhaul.recipe.section import NonNegative, Number, Positive, PositiveFloat, Section, Share
 
 
 class _Schedule(Section):
@@ -75,7 +75,7 @@ class OneCycleSchedule(Section):
     name: Literal["onecycle"]
     max_lr: PositiveFloat
     """The peak."""
-    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    rise: Annotated[float, Field(gt=0, lt=1), Number] = 0.3
     """Share of the run spent rising."""
     start_divisor: PositiveFloat = 25.0
     """First rate = max_lr / this."""

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from longhaul.recipe.duration import Duration, duration
 from longhaul.recipe.schedules import ConstantSchedule, EarlyStopping, OneCycleSchedule, ScheduleSection
-from longhaul.recipe.section import NonNegative, Positive, PositiveFloat, Section, Share
+from longhaul.recipe.section import NonNegative, Number, Positive, PositiveFloat, Section, Share
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
@@ -49,11 +49,11 @@ class ModelSection(Section):
 
 
 class _ImageData(Section):
-    resolution: Annotated[int, Field(ge=8, le=4096)] = 224
+    resolution: Annotated[int, Field(ge=8, le=4096), Number] = 224
     """Side of the square image that the network sees, in pixels."""
     augment: Literal["none", "shift", "flip", "crop"] = "none"
     """Random changes of training images: small shifts and turns (digits); + mirroring; random resized crops + mirroring."""
-    loader_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    loader_workers: Annotated[int, Field(ge=0, le=64), Number] = 2
     """Processes a rank that read and decode images; 0 reads in the training process."""
 
 
@@ -63,7 +63,8 @@ class DigitsData(_ImageData):
     kind: Literal["digits"]
     root: str | None = None
     """Folder for the files; left out, `$LONGHAUL_CACHE/digits` (`~/.cache/longhaul/digits`)."""
-    resolution: Annotated[int, Field(ge=8, le=4096)] = 32
+    resolution: Annotated[int, Field(ge=8, le=4096), Number] = 32
+    """Side of the square image that the network sees, in pixels."""
 
 
 class ImageFolderData(_ImageData):
@@ -115,7 +116,7 @@ class TrainingSection(Section):
     """Upper bound of the gradient's global L2 norm."""
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ConstantSchedule()
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1), Number] | None = None
     """Keep an exponential moving average of the weights, validate and export that."""
     early_stopping: EarlyStopping | None = None
 
@@ -162,7 +163,7 @@ class CheckpointSection(Section):
     """Distance between saves; the last step always saves."""
     keep_latest: Positive = 2
     """How many of the newest checkpoints stay (ephemeral)."""
-    keep_best: Annotated[int, Field(ge=0)] = 2
+    keep_best: Annotated[int, Field(ge=0), Number] = 2
     """How many of the best by the workload's goal metric stay (permanent)."""
     keep_every: Duration | None = None
     """Keep one for good every so often."""
@@ -173,11 +174,11 @@ class ScalingSection(Section):
 
     workers: Positive = 1
     """Training processes, one a GPU."""
-    gpu: bool | Literal["auto"] = "auto"
-    """One GPU a worker; auto takes them where the cluster has any."""
+    gpu: Literal[True, False, "auto"] = "auto"
+    """One GPU a worker; auto takes them where the cluster has (or may grow to) enough for all workers."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPU cores reserved a worker; also its intra-op threads."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0), Number] = 3
     """How many times lost workers are replaced before the run gives up."""
 
 
@@ -197,7 +198,7 @@ class ExportSection(Section):
 
     model_name: RunName | None = None
     """Name in the registry; left out, the recipe's name."""
-    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    opset: Annotated[int, Field(ge=18, le=23), Number] = 18
     """ONNX operator set."""
     max_batch: Positive = 8
     """The largest batch that the exported model takes; its batch dimension is dynamic from 1 to here."""
@@ -208,7 +209,7 @@ class Recipe(Section):
 
     name: RunName
     """Names the recipe, and the run unless `--name` says otherwise."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), Number] = 0
     """Decides initial weights, the order of samples, augmentation and dropout."""
     workload: ClassificationSection = ClassificationSection()
     model: ModelSection

@@ -19,6 +19,7 @@ from longhaul.data.digits import default_root, write_digits
 from longhaul.data.images import ImageSplits, image_splits
 from longhaul.data.preprocess import ImagePreprocess
 from longhaul.data.samples import Batch
+from longhaul.errors import UserError
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe import Recipe
 from longhaul.recipe.schema import DigitsData
@@ -41,6 +42,9 @@ class Classification:
         self._recipe = recipe
         self.splits: ImageSplits = _image_splits(recipe)
         self.classes = self.splits.train.classes
+        if len(self.classes) < 2:
+            found = f"data: one class only ({self.classes[0]})"
+            raise UserError(found, "Give at least two folders of images, one a class")
 
     def build_model(self) -> nn.Module:
         """The recipe's network with one output a class."""
@@ -104,5 +108,3 @@ def _image_splits(recipe: Recipe) -> ImageSplits:
         test_share=data.test_share,
         seed=recipe.seed,
     )
-
-

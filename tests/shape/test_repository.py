@@ -1,0 +1,109 @@
+"""What the repository promises in files that no code imports: the source root, versions, the README's commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "STYLE.md"]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+
+
+def test_platform_is_a_source_root_and_no_package() -> None:
+    assert not (ROOT / "platform/__init__.py").exists(), "a package called platform shadows the standard library's module"
+
+
+def test_the_standard_platform_wins_where_the_repository_is_on_the_path() -> None:
+    code = "import platform, torch; print(platform.system(), platform.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(ROOT / "platform/") not in result.stdout
+
+
+def test_a_package_called_platform_would_break_torch(tmp_path: Path) -> None:
+    (tmp_path / "platform").mkdir()
+    (tmp_path / "platform/__init__.py").touch()
+    code = "import platform; platform.system()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "AttributeError" in result.stderr
+
+
+def test_constraints_are_plain_exact_versions() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_]+", line), line
+
+
+def test_constraints_fit_the_requirements_and_this_environment() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        if requirement.name != "longhaul":
+            pinned = pins()[requirement.name.lower()]
+            assert pinned in requirement.specifier, f"{text}: constraints.txt says {pinned}"
+            assert version(requirement.name) == pinned, f"run `make setup`: {requirement.name} is not at {pinned}"
+
+
+def commands(root: click.Command, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    found = {path: root}
+    for name, command in getattr(root, "commands", {}).items():
+        found |= commands(command, (*path, name))
+    return found
+
+
+def shown_commands(document: str) -> list[list[str]]:
+    """The command lines in a document's code blocks and inline code, comments and continued lines put right."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"(?<!`)`((?:longhaul|make|\.venv/bin/longhaul) [^`]+)`", text)
+    return [line.partition(" #")[0].split() for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_show_only_verbs_and_options_that_exist(document: str) -> None:
+    from longhaul.cli.main import app
+
+    known = commands(typer.main.get_command(app))
+    for words in shown_commands(document):
+        if words[0].removeprefix(".venv/bin/") != "longhaul":
+            continue
+        path = next(tuple(words[1:end]) for end in (3, 2, 1) if tuple(words[1:end]) in known)
+        command = known[path]
+        assert path, f"{document}: no such verb: {' '.join(words)}"
+        assert not hasattr(command, "commands") or len(words) == 1 + len(path), f"{document}: {' '.join(words)}"
+        options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        for word in words:
+            if word.startswith("-"):
+                assert word.partition("=")[0] in options | {"--help"}, f"{document}: {' '.join(words)}: no option {word}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_show_only_make_targets_and_files_that_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for words in shown_commands(document):
+        if words[0] == "make":
+            assert words[1] in targets, f"{document}: make {words[1]}"
+    text = (ROOT / document).read_text()
+    for path in re.findall(r"(?<![\w/.~<:])(?:jobs|tests|platform|benchmarks|serve_configs|tools|\.ci)/[\w./-]*[\w/]", text):
+        assert (ROOT / path).exists() or (ROOT / "platform/longhaul" / path).exists(), f"{document}: {path}"
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / link).exists(), f"{document}: {link}"
+
+
+def test_yaml_files_are_yaml() -> None:
+    for path in [*(ROOT / "serve_configs").glob("*.yaml"), ROOT / "cluster.yaml"]:
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
