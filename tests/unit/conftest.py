@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from longhaul.data.digits import default_root, write_digits
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Networks here are tiny: a second thread only waits, and on a busy machine for ten times as long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

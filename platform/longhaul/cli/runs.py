@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,7 @@ Root = Annotated[
     str, typer.Option("--storage", help="Where the runs are: a folder or s3://bucket/prefix.", envvar="LONGHAUL_STORAGE")
 ]
 _EVENTS = 12
+_PIPE_WIDTH = 160  # a pipe has no width of its own; rich would take 80 and fold
 
 
 @app.command("ls")
@@ -42,7 +44,8 @@ def list_(storage: Root = "runs") -> None:
             f"no runs in {storage}; start one: longhaul train jobs/recipes/classification/digits.yaml", highlight=False
         )
         return
-    Console().print(_run_table(rows))
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(_run_table(rows))
     for row in rows:
         if row.problem:
             Console(soft_wrap=True, highlight=False).print(Text(f"{row.name}: {row.problem}", style="dim"))
@@ -127,21 +130,23 @@ def _run_table(rows: list[RunRow]) -> Table:
     from longhaul.insight.live import STYLES, duration_text, number
 
     right = {"step", "epoch", "loss", "samples/s", "age"}
-    table = Table()
-    for name in ("run", "workload", "status", "step", "epoch", "best", "loss", "samples/s", "age"):
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", no_wrap=True)
+    for name in ("status", "step", "epoch", "best", "loss", "samples/s", "age"):
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
+    table.add_column("workload", overflow="ellipsis")  # the one that gives way on a narrow terminal
     for row in rows:
         silent = f"silent {duration_text(row.quiet_s)}" if row.status == "silent" and row.quiet_s else row.status
         table.add_row(
             Text(row.name),
-            row.workload or "-",
             Text(silent, style=STYLES[row.status]),
             f"{row.step:,}/{row.total_steps:,}" if row.total_steps else "-",
             f"{row.epoch:.1f}" if row.step else "-",
-            f"{row.goal} {number(row.best)}" if row.best is not None else "-",
+            f"{row.goal.removeprefix('val/')} {number(row.best)}" if row.best is not None else "-",
             number(row.loss),
             number(row.samples_per_s, 3),
             duration_text(row.age_s) if row.age_s is not None else "-",
+            row.workload or "-",
         )
     return table
 

@@ -8,6 +8,7 @@ Three looks at the same file: Ray's own schema and `validate_config`; botocore's
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -98,10 +99,9 @@ def _check_by_ray(config: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _check_node_config(path: str, node_config: dict[str, Any]) -> Iterator[Problem]:
-    import botocore.session
     from botocore.validate import ParamValidator
 
-    shape = botocore.session.Session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    shape = _run_instances()
     params = dict(node_config)
     subnets = params.pop("SubnetIds", None)  # Ray's own key: it picks one of them for each launch
     if subnets is not None and not (isinstance(subnets, list) and all(isinstance(each, str) for each in subnets)):
@@ -115,6 +115,14 @@ def _check_node_config(path: str, node_config: dict[str, Any]) -> Iterator[Probl
         for line in report.generate_report().split("\n"):
             yield _explain(path, line)
     yield from _check_enums(path, params, shape)
+
+
+@functools.cache
+def _run_instances() -> Any:
+    """The shape of RunInstances' parameters; EC2's model takes a third of a second to read."""
+    import botocore.session
+
+    return botocore.session.Session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 def _explain(path: str, line: str) -> Problem:

@@ -195,8 +195,6 @@ class Registry:
         while True:
             number += 1
             folder = self._storage.child(name).child(str(number))
-            if folder.list():
-                continue
             folder.write_bytes(claim, b"")
             if [entry.name for entry in folder.list()] == [claim]:
                 return str(number), claim

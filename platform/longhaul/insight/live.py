@@ -287,9 +287,12 @@ def _total_epochs(summary: Summary, step: int, epoch: float) -> float | None:
 def _epoch_progress(seen: Glimpse) -> tuple[float, str]:
     """How much of the present epoch is done (0 to 1), and which it is, such as `3/10`; the end of one belongs to it."""
     present = max(math.ceil(seen.epoch - 1e-6), 1)
+    total = 0
+    if seen.total_epochs and seen.total_steps:  # the last step may reach a little over the end
+        total = max(math.ceil(seen.total_epochs * (1 - 1 / seen.total_steps) - 1e-6), 1)
+        present = min(present, total)
     done = min(max(seen.epoch - (present - 1), 0.0), 1.0)
-    total = math.ceil(seen.total_epochs - 0.01) if seen.total_epochs else 0
-    return done, _of(present, max(total, present) if total else 0)
+    return done, _of(present, total)
 
 
 def _bar(done: float, total: float) -> ProgressBar:

@@ -96,7 +96,7 @@ class Checkpointing:
         self.ranks.gather(None)  # all manifests are written: from here on the checkpoint counts
         if self.ranks.is_first:
             for gone in self.store.retire(retention, self.attempt):
-                log.info("checkpoint %s was retired", gone)
+                log.debug("checkpoint %s was retired", gone)
         self.report(name, metrics)
         return name
 

@@ -25,6 +25,8 @@ def train_worker(config: dict[str, Any]) -> None:
         config: `run`: address of the run directory, which holds the recipe.
     """
     logging.getLogger("longhaul").setLevel(logging.INFO)
+    # One line a rank and checkpoint with all its metrics, whatever `LoggingConfig` says.
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     run = RunDirectory.open(config["run"])
     recipe = run.recipe()
     context = ray.train.get_context()

@@ -167,7 +167,7 @@ class TestCommands:
         assert code == 0
         assert "finished" in text
         assert "silent" in text
-        assert "val/top1 0.95" in text
+        assert "top1 0.95" in text
 
     def test_show(self, make_run: MakeRun, root: str) -> None:
         run = make_run("a", status="failed", error="the disk is full [sda]", results={"test/top1": 0.9})

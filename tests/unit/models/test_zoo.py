@@ -27,7 +27,9 @@ def refusal(**options: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "near"), [("resnet-50", "resnet50"), ("ResNet18", "resnet18"), ("convnext_larg", "convnext_large")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("resnet-50", "resnet50"), ("ResNet18", "resnet18"), ("convnext_larg", "convnext_large")]
+)
 def test_an_unknown_model_names_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UserError) as caught:
         check_name(name)
@@ -104,7 +106,9 @@ def write(model: nn.Module, path: Path) -> Path:
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
-        torch.save({"plain.pt": state, "nested.pt": {"state_dict": state, "epoch": 3}, "model.pt": {"model": state}}[path.name], path)
+        torch.save(
+            {"plain.pt": state, "nested.pt": {"state_dict": state, "epoch": 3}, "model.pt": {"model": state}}[path.name], path
+        )
     return path
 
 

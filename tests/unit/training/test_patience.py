@@ -16,11 +16,13 @@ from longhaul.training.progress import Progress
 @pytest.mark.parametrize("direction", ["max", "min"])
 @pytest.mark.parametrize("patience", [1, 2, 5])
 @pytest.mark.parametrize("min_delta", [0.0, 0.3])
-def test_it_runs_out_when_torchs_plateau_lowers_the_rate(direction: Literal["max", "min"], patience: int, min_delta: float) -> None:
+def test_it_runs_out_when_torchs_plateau_lowers_the_rate(
+    direction: Literal["max", "min"], patience: int, min_delta: float
+) -> None:
     """torch falls at the miss after `patience`, ours at the `patience`-th: one apart."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode=direction, factor=0.9, patience=patience - 1, threshold=min_delta, threshold_mode="abs"
+        optimizer, mode=direction, factor=0.99, patience=patience - 1, threshold=min_delta, threshold_mode="abs", eps=0.0
     )
     ours = Patience(patience=patience, direction=direction, min_delta=min_delta)
     draws, falls, rate = np.random.default_rng(patience), 0, 1.0

@@ -21,12 +21,13 @@ PER_EPOCH = 12.5
 SECTION: TypeAdapter[ScheduleSection] = TypeAdapter(ScheduleSection)
 
 
+def steps(duration: Duration) -> int:
+    """400 samples in batches of 32: 12.5 steps an epoch."""
+    return duration.steps(global_batch=32, epoch_samples=400)
+
+
 def ours(section: dict[str, Any], total: int = TOTAL) -> list[float]:
-    """The rates of all steps; 400 samples in batches of 32 are 12.5 steps an epoch."""
-
-    def steps(duration: Duration) -> int:
-        return duration.steps(global_batch=32, epoch_samples=400)
-
+    """The rates of all steps."""
     rate = build_schedule(SECTION.validate_python(section), lr=LR, total_steps=total, steps_per_epoch=PER_EPOCH, steps=steps)
     return [rate(step) for step in range(total)]
 
@@ -74,12 +75,9 @@ def test_rates_are_torchs(name: str) -> None:
     assert ours(section) == pytest.approx(torchs(build), rel=1e-9)
 
 
-@pytest.mark.parametrize("total", [2, 3, 7, 90])
-@pytest.mark.parametrize("rise", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize(("total", "rise"), [(90, 0.1), (90, 0.3), (91, 0.5), (7, 0.3), (7, 0.5), (3, 0.5)])
 def test_one_cycle_is_torchs(total: int, rise: float) -> None:
     """torch's raises when it is stepped past its end, so its last step is left out."""
-    if rise * total <= 1:
-        pytest.skip("torch divides by zero for a rise of less than a step")
     section = {"name": "onecycle", "max_lr": 0.9, "rise": rise, "start_divisor": 20.0, "end_divisor": 500.0}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = lr_scheduler.OneCycleLR(
@@ -107,7 +105,7 @@ def test_warm_up_rises_in_a_line_to_the_full_rate(name: str) -> None:
     plain, warm = ours(section), ours({**section, "warmup": "8 steps"})
     assert warm[0] == pytest.approx(0.01 * LR)
     assert warm[4] == pytest.approx((0.01 + 0.99 * 0.5) * plain[0 if "cosine" in name else 4])
-    assert all(before < after for before, after in zip(warm[:8], warm[1:9], strict=True))
+    assert sorted(set(warm[:9])) == warm[:9]
     if "cosine" in name:  # its half wave begins behind the warm-up and still ends with the run
         assert warm[8] == LR
         length = TOTAL - 8
@@ -127,6 +125,10 @@ def test_a_rate_depends_on_the_step_alone() -> None:
     for section, _ in CASES.values():
         parsed = SECTION.validate_python(section)
         rate = build_schedule(
-            parsed, lr=LR, total_steps=TOTAL, steps_per_epoch=PER_EPOCH, steps=lambda d: d.steps(global_batch=32, epoch_samples=400)
+            parsed,
+            lr=LR,
+            total_steps=TOTAL,
+            steps_per_epoch=PER_EPOCH,
+            steps=steps,
         )
         assert [rate(step) for step in reversed(range(TOTAL))] == list(reversed(ours(section)))

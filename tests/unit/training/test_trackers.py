@@ -16,7 +16,8 @@ import pytest
 
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.run_directory import RunDirectory, Summary
-from longhaul.training.trackers import Feed, Row, Shelf, Status, Trackers, make_trackers
+from longhaul.training.tracker_feed import Feed, Row, Shelf, Status
+from longhaul.training.trackers import Trackers, make_trackers
 
 TEXT = "{name: tiny, model: {name: resnet10t}, data: {kind: digits}, training: {epochs: 2}, tracking: {project: tests}}"
 
