@@ -31,7 +31,7 @@ START_S = 120.0
 CALL_S = 300.0
 
 # Stands in for jobs/train.py in the copy: says what it sees, in the driver, in a task and in an actor.
-PROBE = '''
+PROBE = """
 import argparse, json, os, sys, time
 from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
@@ -68,7 +68,7 @@ seen = {
 Path(args.storage).mkdir(parents=True, exist_ok=True)
 Path(args.storage, args.name + ".json").write_text(json.dumps(seen))
 print("probe says goodbye", flush=True)
-'''
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -119,7 +119,15 @@ def head() -> Iterator[Head]:
         gcs, dashboard, client, agent = free_ports(4)
         env = user_env(home)
         command = [
-            *("ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *(
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                f"--port={gcs}",
+                f"--dashboard-port={dashboard}",
+                "--dashboard-host=127.0.0.1",
+            ),
             *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--num-cpus=2"),
             *("--object-store-memory=100000000", f"--temp-dir={name}/ray", "--disable-usage-stats"),
         ]

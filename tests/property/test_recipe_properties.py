@@ -6,10 +6,13 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longhaul.recipe import Duration, diff, dump, parse
+
+settings.register_profile("calm", deadline=None)  # a slow machine is no counterexample
+settings.load_profile("calm")
 
 UNITS = st.sampled_from(["steps", "epochs", "samples"])
 BATCHES = st.integers(1, 1 << 20)
@@ -26,6 +29,7 @@ def durations(draw: st.DrawFn) -> tuple[Duration, Fraction]:
 
 
 @given(durations(), BATCHES, EPOCHS)
+@example((Duration.model_validate("123456.789 epochs"), Fraction("123456.789")), 1, 987654321013)  # past a float's 53 bits
 def test_conversion_is_exact_rounded_up(read: tuple[Duration, Fraction], global_batch: int, epoch_samples: int) -> None:
     value, amount = read
     exact = amount * {"steps": global_batch, "epochs": epoch_samples, "samples": 1}[value.unit]

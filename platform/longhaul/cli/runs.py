@@ -23,6 +23,7 @@ Root = Annotated[
     str, typer.Option("--storage", help="Where the runs are: a folder or s3://bucket/prefix.", envvar="LONGHAUL_STORAGE")
 ]
 _EVENTS = 12
+_WIDE = 110  # columns of a terminal that has room for every column of the list
 _PIPE_WIDTH = 160  # a pipe has no width of its own; rich would take 80 and fold
 
 
@@ -45,7 +46,9 @@ def list_(storage: Root = "runs") -> None:
         )
         return
     console = Console()
-    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(_run_table(rows))
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    console.print(_run_table(rows, console.width))
     for row in rows:
         if row.problem:
             Console(soft_wrap=True, highlight=False).print(Text(f"{row.name}: {row.problem}", style="dim"))
@@ -126,28 +129,30 @@ def compare(
         Console(soft_wrap=True, highlight=False).print(f"curves: {picture}")
 
 
-def _run_table(rows: list[RunRow]) -> Table:
+def _run_table(rows: list[RunRow], width: int) -> Table:
     from longhaul.insight.live import STYLES, duration_text, number
 
-    right = {"step", "epoch", "loss", "samples/s", "age"}
+    left = {"run", "status", "best", "workload"}
+    names = ["run", "status", "step", "epoch", "best", "loss", "samples/s", "age", "workload"]
+    if width < _WIDE:
+        names = [name for name in names if name not in ("epoch", "samples/s", "workload")]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", no_wrap=True)
-    for name in ("status", "step", "epoch", "best", "loss", "samples/s", "age"):
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
-    table.add_column("workload", overflow="ellipsis")  # the one that gives way on a narrow terminal
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name != "run")
     for row in rows:
         silent = f"silent {duration_text(row.quiet_s)}" if row.status == "silent" and row.quiet_s else row.status
-        table.add_row(
-            Text(row.name),
-            Text(silent, style=STYLES[row.status]),
-            f"{row.step:,}/{row.total_steps:,}" if row.total_steps else "-",
-            f"{row.epoch:.1f}" if row.step else "-",
-            f"{row.goal.removeprefix('val/')} {number(row.best)}" if row.best is not None else "-",
-            number(row.loss),
-            number(row.samples_per_s, 3),
-            duration_text(row.age_s) if row.age_s is not None else "-",
-            row.workload or "-",
-        )
+        cells: dict[str, str | Text] = {
+            "run": Text(row.name),
+            "status": Text(silent, style=STYLES[row.status]),
+            "step": f"{row.step:,}/{row.total_steps:,}" if row.total_steps else "-",
+            "epoch": f"{row.epoch:.1f}" if row.step else "-",
+            "best": f"{row.goal.removeprefix('val/')} {number(row.best)}" if row.best is not None else "-",
+            "loss": number(row.loss),
+            "samples/s": number(row.samples_per_s, 3),
+            "age": duration_text(row.age_s) if row.age_s is not None else "-",
+            "workload": row.workload or "-",
+        }
+        table.add_row(*(cells[name] for name in names))
     return table
 
 

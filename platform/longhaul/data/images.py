@@ -66,7 +66,7 @@ class ImageSamples:
         if seed is None or self.augment == "none":
             pixels = self.preprocess.fit(image)
         else:
-            with contextlib.nullcontext():
+            with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reset the GPU too
                 pixels = self._augmented(image)
         return {"image": self.preprocess.normalise(pixels), "label": torch.tensor(self.labels[index])}

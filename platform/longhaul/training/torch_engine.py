@@ -89,7 +89,7 @@ class TorchEngine:
         """Every rank reads the whole state."""
         state = torch.load(folder / _FILE, map_location=self._ranks.device, weights_only=True)
         self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+
         self._scaler.load_state_dict(state["scaler"])
 
     def _without_sync(self, active: bool) -> AbstractContextManager[None]:

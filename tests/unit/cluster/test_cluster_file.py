@@ -115,7 +115,9 @@ EBS = f"{SERVE}.BlockDeviceMappings[0].Ebs"
         (put("worker_start_ray_commands[1]", "ray start --address=$RAY_HEAD_IP:6379"), "worker_start_ray_commands[1]", "RAY_AUTH_MODE"),
     ],
 )  # fmt: skip
-def test_each_mistake_is_found_at_its_path(sound: dict[str, Any], change: Callable[[dict[str, Any]], None], path: str, text: str) -> None:
+def test_each_mistake_is_found_at_its_path(
+    sound: dict[str, Any], change: Callable[[dict[str, Any]], None], path: str, text: str
+) -> None:
     config = copy.deepcopy(sound)
     change(config)
     found = errors(validate(config))

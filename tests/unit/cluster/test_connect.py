@@ -77,7 +77,9 @@ def test_an_address_is_taken_as_it_is() -> None:
 def test_connect_to_an_unreachable_address_is_one_line_and_no_traceback(unused_port: int) -> None:
     """In a process of its own: this one may be connected to a cluster, and Ray ends a process that fails to attach."""
     code = "import sys; from longhaul.cluster.connect import connect; connect(sys.argv[1])"
-    wrapped = f"from longhaul.errors import UserError\ntry:\n    {code}\nexcept UserError as e:\n    print(e); raise SystemExit(2)"
+    wrapped = (
+        f"from longhaul.errors import UserError\ntry:\n    {code}\nexcept UserError as e:\n    print(e); raise SystemExit(2)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", wrapped, f"127.0.0.1:{unused_port}"], capture_output=True, text=True, timeout=120, check=False
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -210,7 +212,9 @@ def tail(parts: list[tuple[list[str], Exception | None]], monkeypatch: pytest.Mo
 
 def test_a_log_goes_on_where_its_connection_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = RuntimeError("closed unexpectedly")
-    log = tail([(["one\n", "tw"], broken), ([], broken), (["one\ntwo\nth"], None), (["one\n", "two\n", "three\n"], None)], monkeypatch)
+    log = tail(
+        [(["one\n", "tw"], broken), ([], broken), (["one\ntwo\nth"], None), (["one\n", "two\n", "three\n"], None)], monkeypatch
+    )
     assert log == "one\ntwo\nthree\n"
 
 
@@ -225,3 +229,19 @@ def test_a_lost_cluster_says_how_to_follow_again(monkeypatch: pytest.MonkeyPatch
 def test_commands_carry_address_and_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert SUBMISSION.command("stop") == "RAY_AUTH_MODE=token ray job stop --address http://h:8265 a-attempt-1"
+
+
+def test_the_script_of_a_job_runs_its_own_clone_and_its_neighbours_shadow_nothing(clone: Path) -> None:
+    (clone / "jobs" / "profile.py").write_text("raise SystemExit('jobs/profile.py shadows the standard library')")
+    stub = "import cProfile, sys\ndef main():\n    print(__file__, sys.argv[1:])\n"
+    (clone / "platform" / "longhaul" / "cli" / "main.py").write_text(stub)
+    done = subprocess.run(
+        [sys.executable, "jobs/train.py", DIGITS, "--name", "a"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() == f"{clone}/platform/longhaul/cli/main.py ['train', '{DIGITS}', '--name', 'a']"

@@ -142,3 +142,24 @@ def test_not_a_number_fails(workload: Workload, trained: nn.Module, tmp_path: Pa
     record = compare(Poisoned(), onnx_file, workload, max_batch=5).record
     assert record.max_abs_difference == float("inf")
     assert not record.passed
+
+
+def test_other_classes_fail_however_small_the_difference(workload: Workload, tmp_path: Path) -> None:
+    class Shy(nn.Module):  # prefers one class by next to nothing
+        def __init__(self, favourite: int) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 32 * 32, 10)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            with torch.no_grad():
+                self.head.bias[favourite] = 1e-5
+
+        def forward(self, image: Tensor) -> Tensor:
+            logits: Tensor = self.head(image.flatten(1))
+            return logits
+
+    file = export_onnx(Shy(3), workload.signature(), tmp_path, max_batch=5, opset=18)[0]
+    record = compare(Shy(4), file, workload, max_batch=5).record
+    assert record.max_abs_difference < record.tolerance / 20
+    assert record.top1_agreement == 0
+    assert not record.passed

@@ -40,6 +40,7 @@ def test_refused(given: object) -> None:
 def test_decimals_mean_what_is_written() -> None:
     assert 0.07 * 100 > 7  # the trap: in binary the product lies above
     assert duration("0.07 epochs").samples(global_batch=8, epoch_samples=100) == 7
+    assert duration("69.18 epochs").samples(global_batch=8, epoch_samples=273_100) == 18_893_058
 
 
 def test_a_step_counts_when_its_samples_are_read() -> None:

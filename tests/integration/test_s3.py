@@ -1,0 +1,47 @@
+"""The same run with its directory on S3: trained, killed, resumed, retired and exported there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import boto3
+import pytest
+
+from longhaul.recipe import load
+from longhaul.resilience.checkpoint import CheckpointStore, load_weights
+from longhaul.resilience.run_directory import RunDirectory
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "digits.yaml"
+
+
+def test_a_run_on_s3_is_resumed_by_its_name(s3_server: str) -> None:
+    from longhaul.training.launch import fit
+
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="longhaul-runs")
+    # A small network: the test's S3 server takes 20 MiB a second.
+    sets = ["training.epochs=null", "training.steps=4", "checkpoints.every=2 steps", "scaling.workers=1", "model.name=test_resnet"]
+    recipe = load(DIGITS, [*sets, "data.resolution=16", "checkpoints.keep_latest=1"])
+    run = RunDirectory.create("s3://longhaul-runs/here", "digits", recipe)
+    first = fit(recipe, run)
+    assert first.status == "finished"
+    entries = CheckpointStore(run).entries()
+    assert [entry.step for entry in entries] == [4]  # step 2 was retired
+    assert load_weights(run).step == 4
+
+    # As if the driver had died before it was done: the newest checkpoint is cut short, so the run starts over.
+    file = f"checkpoints/{entries[0].name}/model.safetensors"
+    run.storage.write_bytes(file, run.storage.read_bytes(file)[:-1])
+    second = fit(recipe, run)
+    assert second.status == "finished"
+    assert second.segment == 2
+    rejected = [event for event in run.events().to_pylist() if event["kind"] == "checkpoint_rejected"]
+    assert len(rejected) == 1
+    assert "model.safetensors" in rejected[0]["message"]
+    assert {row["segment"] for row in run.metrics().to_pylist()} == {1, 2}
+
+    # And once more, from a checkpoint that is whole: nothing is left to train, the test split is measured again.
+    third = fit(recipe, run)
+    assert third.segment == 3
+    assert [event["step"] for event in run.events().to_pylist() if event["kind"] == "resumed"] == [4]
