@@ -102,7 +102,8 @@ def main() -> None:
         for number in range(options.rounds):
             plain, mine = bare(recipe, workload, options.steps), ours(recipe, workload, root, f"round-{number}")
             ratios.append(plain / mine)
-            print(f"round {number}: bare {images / plain:7.1f} images/s   longhaul {images / mine:7.1f} images/s   ratio {ratios[-1]:.3f}")
+            speeds = f"bare {images / plain:7.1f} images/s   longhaul {images / mine:7.1f} images/s"
+            print(f"round {number}: {speeds}   ratio {ratios[-1]:.3f}")
         print(f"median ratio longhaul / bare: {statistics.median(ratios):.3f} (aim: at least 0.97)")
         if options.profile:
             with cProfile.Profile() as profile:

@@ -127,7 +127,8 @@ def _ask(url: str) -> float:
             answers.append(Answer(Image.open(path).copy(), best["label"], path.parent.name, best["probability"]))
     table = Table("picture", "truth", "answer", "probability", "")
     for path, one in list(zip(pictures, answers, strict=True))[:SHOWN]:
-        table.add_row(path.name, one.truth, one.answer, f"{one.probability:.3f}", "right" if one.answer == one.truth else "[red]wrong[/]")
+        verdict = "right" if one.answer == one.truth else "[red]wrong[/]"
+        table.add_row(path.name, one.truth, one.answer, f"{one.probability:.3f}", verdict)
     console.print(table)
     right = sum(one.answer == one.truth for one in answers)
     title = f"{right} of {len(answers)} digits that training never saw are right ({right / len(answers):.1%})"
@@ -163,7 +164,9 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> None:
 def _process(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process with its output in `log`; asked to stop, and waited for, when the block ends."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield process
     finally:

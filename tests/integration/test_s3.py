@@ -21,8 +21,8 @@ def test_a_run_on_s3_is_resumed_by_its_name(s3_server: str) -> None:
 
     boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="longhaul-runs")
     # A small network: the test's S3 server takes 20 MiB a second.
-    sets = ["training.epochs=null", "training.steps=4", "checkpoints.every=2 steps", "scaling.workers=1", "model.name=test_resnet"]
-    recipe = load(DIGITS, [*sets, "data.resolution=16", "checkpoints.keep_latest=1"])
+    length = ["training.epochs=null", "training.steps=4", "checkpoints.every=2 steps", "checkpoints.keep_latest=1"]
+    recipe = load(DIGITS, [*length, "scaling.workers=1", "model.name=test_resnet", "data.resolution=16"])
     run = RunDirectory.create("s3://longhaul-runs/here", "digits", recipe)
     first = fit(recipe, run)
     assert first.status == "finished"

@@ -13,8 +13,12 @@ from longhaul.cli.recipe import Overrides, RecipePath
 def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    name: Annotated[str | None, typer.Option(help="Name of the run; an existing name resumes that run. Default: recipe and time.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Where run directories lie: a folder or s3://bucket/prefix. Default: runs.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; an existing name resumes that run. Default: recipe and time.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where run directories lie: a folder or s3://bucket/prefix. Default: runs.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this recipe.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")] = None,
 ) -> None:

@@ -280,7 +280,7 @@ def _next_attempt(run: str, jobs: Sequence[JobDetails]) -> str:
         match = pattern.fullmatch(job.submission_id or "")
         if match is None:
             continue
-        if False:
+        if not job.status.is_terminal():
             raise UserError(
                 f"run {run}: its job {job.submission_id} is {str(job.status).lower()}",
                 f"Wait for it, stop it with `ray job stop {job.submission_id}`, or give another --name",

@@ -69,7 +69,7 @@ class Duration(BaseModel):
     def samples(self, *, global_batch: int, epoch_samples: int) -> int:
         """This length in samples, for an epoch of `epoch_samples` and steps of `global_batch` samples; rounded up."""
         per_unit = {"steps": global_batch, "epochs": epoch_samples, "samples": 1}[self.unit]
-        return math.ceil(self.amount * per_unit - 1e-9)  # of the decimal as written: 0.07 epochs of 100 are 7, not 8
+        return math.ceil(Fraction(str(self.amount)) * per_unit)  # of the decimal as written: 0.07 epochs of 100 are 7, not 8
 
     def steps(self, *, global_batch: int, epoch_samples: int) -> int:
         """This length in optimizer steps: the first step at which at least `samples` have been read."""

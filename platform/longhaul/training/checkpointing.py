@@ -61,7 +61,9 @@ class Checkpointing:
         """Where the checkpoints are."""
         return CheckpointStore(self.run)
 
-    def save(self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool, retention: Retention) -> str:
+    def save(
+        self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool, retention: Retention
+    ) -> str:
         """Save everything; returns the checkpoint's name when it is complete on all ranks.
 
         Args:
@@ -77,9 +79,13 @@ class Checkpointing:
         self.ranks.average_buffers(m for m in (self.engine.module, self.averaged) if m is not None)
         weights = self.engine.weights()
         average = _weights_of(self.averaged) if self.ranks.is_first else {}
-        bad = self.ranks.from_first([name for name, value in [*weights.items(), *average.items()] if not torch.isfinite(value).all()])
+        bad = self.ranks.from_first(
+            [name for name, value in [*weights.items(), *average.items()] if not torch.isfinite(value).all()]
+        )
         if bad:
-            raise NonFiniteWeightsError(f"step {progress.step}: weights are not finite ({', '.join(bad[:3])}); no checkpoint was written")
+            raise NonFiniteWeightsError(
+                f"step {progress.step}: weights are not finite ({', '.join(bad[:3])}); no checkpoint was written"
+            )
         name = checkpoint_name(progress.step, self.attempt)
         with tempfile.TemporaryDirectory(prefix="longhaul-save-") as scratch:
             folder = Path(scratch)

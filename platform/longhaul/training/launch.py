@@ -11,7 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback, WorkerGroupError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from longhaul.errors import LonghaulError, UserError
@@ -35,7 +44,8 @@ class StopOnPurpose(UserCallback):
     An exception raised in `UserCallback.after_exception` ends the run with a `ControllerError` that carries it.
     """
 
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:  # noqa: D102 - Ray's hook
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray's hook: called in the controller after workers have failed, before it decides on a retry."""
         for error in worker_exceptions.values():
             if isinstance(error, LonghaulError):
                 raise error
@@ -68,12 +78,12 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
                 use_gpu=gpu,
                 resources_per_worker={"CPU": recipe.scaling.cpus_per_worker, **({"GPU": 1.0} if gpu else {})},
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # Ray's stubs show the class of Train V1
                 name=run.name,
                 storage_path=run.storage.root.rsplit("/", 1)[0],
                 storage_filesystem=run.storage.filesystem,
                 failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-                callbacks=[StopOnPurpose()],
+                callbacks=[StopOnPurpose()],  # type: ignore[list-item]
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )

@@ -73,7 +73,9 @@ class Trainer:
         engine = build_engine(recipe, self.workload.build_model(), plan, ranks)
         averaged = None
         if recipe.training.ema_decay is not None:
-            averaged = AveragedModel(engine.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema_decay), use_buffers=True)
+            averaged = AveragedModel(
+                engine.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema_decay), use_buffers=True
+            )
         rate_at = self._schedule()
         evaluate = Evaluator(recipe, self.workload, ranks)
 
@@ -87,44 +89,47 @@ class Trainer:
         order = SampleOrder(self.epoch_samples, self.fingerprint, recipe.seed, excluded=frozenset(progress.excluded))
         stream = training_steps(self.workload.splits.train, order, plan, progress.cursor, workers=recipe.data.loader_workers)
 
-        # ---- repeat ----------------------------------------------------------------------------------------------
-        while not self.over(progress):
-            batch = next(stream)
-            rate = rate_at(progress.step) * progress.rate_factor
-            result = engine.step(batch.micro_batches, self.workload.loss, rate)
-            if averaged is not None:
-                averaged.update_parameters(engine.module)
-            before, progress.cursor, progress.step = progress.cursor, batch.cursor, progress.step + 1
-            record.step(result)
+        with record:  # whatever happens, what was measured is written out
+            # ---- repeat ------------------------------------------------------------------------------------------
+            while not self.over(progress):
+                batch = next(stream)
+                rate = rate_at(progress.step) * progress.rate_factor
+                result = engine.step(batch.micro_batches, self.workload.loss, rate)
+                if averaged is not None:
+                    averaged.update_parameters(engine.module)
+                before, progress.cursor, progress.step = progress.cursor, batch.cursor, progress.step + 1
+                record.step(result)
 
-            if progress.step == 1 or self.due(recipe.tracking.log_every, before, progress):
-                record.training(progress, rate)
+                if progress.step == 1 or self.due(recipe.tracking.log_every, before, progress):
+                    record.training(progress, rate)
 
-            metrics: dict[str, float] = {}
-            if self.due(recipe.validation.every, before, progress):
-                with record.pause():
-                    model = engine.module if averaged is None else averaged.module
-                    ranks.average_buffers([model])
-                    metrics = record.evaluation(progress, "val", evaluate(model, self.workload.splits.validation))
-                    self._react(progress, metrics, record)
+                metrics: dict[str, float] = {}
+                if self.due(recipe.validation.every, before, progress):
+                    with record.pause():
+                        model = engine.module if averaged is None else averaged.module
+                        ranks.average_buffers([model])
+                        metrics = record.evaluation(progress, "val", evaluate(model, self.workload.splits.validation))
+                        self._react(progress, metrics, record)
 
-            goal = metrics.get(self.goal)
-            permanent = recipe.checkpoints.keep_every is not None and self.due(recipe.checkpoints.keep_every, before, progress, end=False)
-            if permanent or self.due(recipe.checkpoints.every, before, progress) or self._is_among_best(goal):
-                with record.pause():
-                    name = checkpoints.save(progress, metrics, goal=goal, permanent=permanent, retention=self._retention)
-                    record.checkpoint(progress, name, goal)
+                goal = metrics.get(self.goal)
+                permanent = recipe.checkpoints.keep_every is not None and self.due(
+                    recipe.checkpoints.keep_every, before, progress, end=False
+                )
+                if permanent or self.due(recipe.checkpoints.every, before, progress) or self._is_among_best(goal):
+                    with record.pause():
+                        name = checkpoints.save(progress, metrics, goal=goal, permanent=permanent, retention=self._retention)
+                        record.checkpoint(progress, name, goal)
 
-        stream.close()  # ends the loader's processes
+            stream.close()  # ends the loader's processes
 
-        # ---- finish ----------------------------------------------------------------------------------------------
-        best = load_weights(self.run, "best")
-        model = self.workload.build_model()
-        model.load_state_dict(best.state)
-        results = record.evaluation(progress, "test", evaluate(model.to(ranks.device), self.workload.splits.test))
-        record.finish(progress, results, f"test of {best.checkpoint}")
-        ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
-        return record.summary
+            # ---- finish ------------------------------------------------------------------------------------------
+            best = load_weights(self.run, "best")
+            model = self.workload.build_model()
+            model.load_state_dict(best.state)
+            results = record.evaluation(progress, "test", evaluate(model.to(ranks.device), self.workload.splits.test))
+            record.finish(progress, results, f"test of {best.checkpoint}")
+            ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
+            return record.summary
 
     # ---- lengths: all in samples, pure functions of the position ---------------------------------------------------
 
@@ -221,21 +226,34 @@ class Trainer:
         schedule, early = self.recipe.training.schedule, self.recipe.training.early_stopping
         if isinstance(schedule, PlateauSchedule) and progress.plateau and progress.plateau.update(metrics[self.goal]):
             progress.rate_factor *= schedule.gamma
-            record.event("plateau", progress, f"learning rate times {schedule.gamma:g}: no better {self.goal} for {schedule.patience}")
+            record.event(
+                "plateau", progress, f"learning rate times {schedule.gamma:g}: no better {self.goal} for {schedule.patience}"
+            )
         if early is None or progress.early is None or progress.cursor < self._samples(early.warmup):
             return
         watched = early.metric or self.goal
         if watched not in metrics:
-            raise UserError(f"training.early_stopping.metric {watched!r}: is not measured", f"Give one of {', '.join(sorted(metrics))}")
+            raise UserError(
+                f"training.early_stopping.metric {watched!r}: is not measured", f"Give one of {', '.join(sorted(metrics))}"
+            )
         if progress.early.update(metrics[watched]):
             progress.stopped_early = True
-            record.event("early_stop", progress, f"stopped: no better {watched} than {progress.early.best} for {early.patience} validations")
+            record.event(
+                "early_stop",
+                progress,
+                f"stopped: no better {watched} than {progress.early.best} for {early.patience} validations",
+            )
 
     def _is_among_best(self, goal: float | None) -> bool:
         """Whether a goal just measured is worth a checkpoint at once, whatever the cadence."""
         if goal is None or self.recipe.checkpoints.keep_best == 0:
             return False
-        direction = self.workload.goal.direction
-        kept = best_entries(CheckpointStore(self.run).entries(), direction)[: self.recipe.checkpoints.keep_best]
-        better = [entry for entry in kept if entry.goal is not None and (entry.goal >= goal if direction == "max" else entry.goal <= goal)]
-        return self.ranks.from_first(len(better) < self.recipe.checkpoints.keep_best)
+        worth = False
+        if self.ranks.is_first:  # the others need not look at the storage as well
+            best, k = (
+                best_entries(CheckpointStore(self.run).entries(), self.workload.goal.direction),
+                self.recipe.checkpoints.keep_best,
+            )
+            sign = 1 if self.workload.goal.direction == "max" else -1
+            worth = len(best) < k or sign * goal > sign * (best[k - 1].goal or 0.0)
+        return self.ranks.from_first(worth)

@@ -143,10 +143,16 @@ class Recorder:
             self._summary_s = time.monotonic()
 
     def finish(self, progress: Progress, results: dict[str, float], what: str) -> None:
-        """The run is over: results into the summary, everything buffered put out, trackers ended."""
+        """The run is over: results into the summary."""
         self.event("finished", progress, f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
         self.write_summary(progress, status="finished", results=results)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Put out what is buffered and end the trackers' runs, also when training ends by an error."""
         if self._ranks.is_first:
             self._writer.close()
             if self._trackers is not None:
-                self._trackers.close("finished")
+                self._trackers.close("finished" if kind is None else "failed")

@@ -44,7 +44,10 @@ def plain_metrics(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def forget_snapshot(run: RunDirectory) -> None:
-    """Delete Ray's memory of a former driver: it refers to checkpoints that retention has deleted since, and Ray refuses to
-    start with such a reference. The manifests on storage are the truth."""
+    """Delete Ray's memory of a former driver.
+
+    It refers to checkpoints that retention has deleted since, and Ray refuses to start with such a reference. The manifests
+    on storage are the truth.
+    """
     if run.storage.exists(SNAPSHOT):
         run.storage.delete_file(SNAPSHOT)

@@ -55,7 +55,7 @@ class TorchEngine:
             with self._without_sync(not last):
                 with self.autocast():
                     value = loss(self._parallel, to_device(batch, self._ranks.device)) / len(micro_batches)
-                self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                self._scaler.scale(value).backward()
             total += value.detach()
         norm = None
         if self._section.clip_norm is not None:
@@ -89,7 +89,7 @@ class TorchEngine:
         """Every rank reads the whole state."""
         state = torch.load(folder / _FILE, map_location=self._ranks.device, weights_only=True)
         self._model.load_state_dict(state["model"])
-
+        self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
     def _without_sync(self, active: bool) -> AbstractContextManager[None]:
