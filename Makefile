@@ -48,13 +48,13 @@ demo: setup ## Train, export, serve and ask a small model, start to end (under 5
 	$(BIN)/python jobs/demo_digits.py
 
 constraints: ## Write constraints.txt anew: the newest versions that pyproject.toml allows
-	rm -rf .venv-constraints
-	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet --upgrade pip
-	DS_BUILD_OPS=0 .venv-constraints/bin/python -m pip install --quiet -e '.[dev]'
-	{ grep '^#' constraints.txt; .venv-constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip | sort -f; } > .constraints.new
-	mv .constraints.new constraints.txt
-	rm -rf .venv-constraints
+	rm -rf build/constraints-venv
+	$(PYTHON) -m venv build/constraints-venv
+	build/constraints-venv/bin/python -m pip install --quiet --upgrade pip
+	DS_BUILD_OPS=0 build/constraints-venv/bin/python -m pip install --quiet -e '.[dev]'
+	{ grep '^#' constraints.txt; build/constraints-venv/bin/python -m pip freeze --all --exclude-editable --exclude pip | sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints-venv
 
 clean: ## Remove caches and what the demo left; keep .venv, runs and models
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo build

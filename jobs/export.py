@@ -4,8 +4,12 @@ Takes the arguments of `longhaul export` and is the same function; run and regis
 """
 
 import sys
+from pathlib import Path
 
-from longhaul.cli.main import main
+# In place of this script's own folder, whose scripts would shadow modules of the standard library (`profile`).
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from longhaul.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.argv.insert(1, "export")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -36,7 +37,10 @@ import argparse, json, os, sys, time
 from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 parser = argparse.ArgumentParser()
-parser.add_argument("recipe"); parser.add_argument("--set", action="append"); parser.add_argument("--name"); parser.add_argument("--storage")
+parser.add_argument("recipe")
+parser.add_argument("--set", action="append")
+parser.add_argument("--name")
+parser.add_argument("--storage")
 args = parser.parse_args()
 if args.name == "fails":
     sys.exit(3)
@@ -112,7 +116,8 @@ def user_env(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="lh", dir="/tmp", ignore_cleanup_errors=True) as name:  # noqa: S108 - socket paths are short
+    # Not pytest's folder: the path of a Unix socket may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="lh", dir="/tmp", ignore_cleanup_errors=True) as name:
         home = Path(name, "home")
         (home / ".ray").mkdir(parents=True)
         (home / ".ray" / "auth_token").write_text("0123456789abcdef0123456789abcdef")
@@ -179,7 +184,7 @@ def check_seen(path: Path) -> dict[str, Any]:
     """What holds in every form of submission."""
     seen = json.loads(path.read_text())
     for place in ("driver", "task", "actor"):
-        assert seen[place]["system"] == "Linux" if sys.platform == "linux" else seen[place]["system"]
+        assert seen[place]["system"] == platform.system()
         assert Path(seen[place]["platform"]).parent == Path(sysconfig.get_path("stdlib")), place
         assert str(ROOT) not in seen[place]["longhaul"], f"{place} runs the installed package, not the job's"
     assert seen["in_job"]

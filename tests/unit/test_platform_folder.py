@@ -1,4 +1,4 @@
-"""The trap of the folder `platform/`: as a package it would shadow the standard library's module wherever the clone is on the path."""
+"""The trap of the folder `platform/`: as a package it would shadow the standard library's module."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from longhaul.cli.export import RegistryRoot, size_text
 
@@ -33,7 +33,9 @@ def ls(registry: RegistryRoot = "models") -> None:
     from longhaul.export.registry import Registry
 
     models = Registry(registry)
-    table = Table("model", "version", "aliases", "made", "goal", "parity", "size", "run", title=escape(models.uri))
+    table = Table(
+        Column("model", no_wrap=True), "version", "aliases", "made", "goal", "parity", "size", "run", title=escape(models.uri)
+    )
     for name in models.names():
         _add_versions(table, models, name)
     console = Console()

@@ -49,9 +49,8 @@ def submit(
     console = Console(highlight=False, soft_wrap=True)
     job = jobs.submit(recipe, overrides, name=name, storage=storage, address=address)
     console.print(f"submitted [bold]{job.submission_id}[/] to {job.dashboard}")
-    console.print(
-        f"[dim]runs in {escape(job.storage) if job.storage else 'LONGHAUL_STORAGE of the cluster, or ~/longhaul/runs on its head'}[/]"
-    )
+    where = escape(job.storage) if job.storage else "LONGHAUL_STORAGE of the cluster, or ~/longhaul/runs on its head"
+    console.print(f"[dim]runs in {where}[/]")
     if no_wait:
         _show_commands(console, job)
         return

@@ -241,7 +241,7 @@ def _runtime_env(gcs: str) -> dict[str, Any]:
 
     job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     env: dict[str, Any] = {} if "RAY_ADDRESS" in job.get("env_vars", {}) else {"env_vars": {"RAY_ADDRESS": gcs}}
-    if "py_modules" not in job:
+    if False:
         env["py_modules"] = [str(Path(longhaul.__file__).parent)]
         if "excludes" not in job:
             env["excludes"] = ["__pycache__/"]
@@ -253,15 +253,15 @@ def _info(*, started: bool, shipped: bool) -> ClusterInfo:
     from ray._private.state import state
     from ray._private.worker import get_dashboard_url
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     planned = state.get_max_resources_from_cluster_config() or {}
-    url = get_dashboard_url()  # type: ignore[no-untyped-call]
+    url = get_dashboard_url()
     return ClusterInfo(
         address=ray.get_runtime_context().gcs_address,
         started=started,
         in_job=inside_job(),
-        nodes=sum(node["Alive"] for node in ray.nodes()),  # type: ignore[no-untyped-call]
+        nodes=sum(node["Alive"] for node in ray.nodes()),
         cpus=resources.get("CPU", 0.0),
         gpus=gpus,
         gpus_at_most=max(gpus, int(planned.get("GPU", 0))),

@@ -79,7 +79,7 @@ def _check_node(path: str, node_config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"{path}.ImageId", "missing: Ray's default image has Ubuntu 18.04 and CUDA 11.2, too old for torch", "Give an AMI"
         )
-    if _section(node_config, "MetadataOptions").get("HttpTokens") == "x" and not template:
+    if _section(node_config, "MetadataOptions").get("HttpTokens") != "required" and not template:
         yield Problem(
             f"{path}.MetadataOptions.HttpTokens",
             "IMDSv1 is allowed: a forged request reads the node's credentials",

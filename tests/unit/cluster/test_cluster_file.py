@@ -74,6 +74,8 @@ def drop(path: str) -> Callable[[dict[str, Any]], None]:
 
 
 SERVE = f"{TYPES}.serve.node_config"
+SPOT = {"MarketType": "spot"}
+OPEN = "ray start --address=$RAY_HEAD_IP:6379"
 HEAD = f"{TYPES}.head"
 EBS = f"{SERVE}.BlockDeviceMappings[0].Ebs"
 
@@ -106,13 +108,13 @@ EBS = f"{SERVE}.BlockDeviceMappings[0].Ebs"
         (put(f"{SERVE}.ImageId", "latest_dlami"), f"{SERVE}.ImageId", "CUDA 11.2"),
         (drop(f"{SERVE}.MetadataOptions"), f"{SERVE}.MetadataOptions.HttpTokens", "IMDSv1"),
         (put(f"{SERVE}.MetadataOptions", {"HttpTokens": "optional"}), f"{SERVE}.MetadataOptions.HttpTokens", "IMDSv1"),
-        (put(f"{HEAD}.node_config.InstanceMarketOptions", {"MarketType": "spot"}), f"{HEAD}.node_config.InstanceMarketOptions", "head"),
+        (put(f"{HEAD}.node_config.InstanceMarketOptions", SPOT), f"{HEAD}.node_config.InstanceMarketOptions", "head"),
         (drop("provider.cache_stopped_nodes"), "provider.cache_stopped_nodes", "spot"),
         (put("provider.cache_stopped_nodes", True), "provider.cache_stopped_nodes", "spot"),
         (drop("setup_commands"), "setup_commands", "nightly"),
         (put("setup_commands", []), "setup_commands", "nightly"),
         (drop("head_start_ray_commands"), "head_start_ray_commands", "RAY_AUTH_MODE"),
-        (put("worker_start_ray_commands[1]", "ray start --address=$RAY_HEAD_IP:6379"), "worker_start_ray_commands[1]", "RAY_AUTH_MODE"),
+        (put("worker_start_ray_commands[1]", OPEN), "worker_start_ray_commands[1]", "RAY_AUTH_MODE"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_found_at_its_path(

@@ -60,7 +60,7 @@ def silent_port() -> Iterator[int]:
     ],
 )
 def test_what_is_no_gcs_address_is_refused(given: str, fix: str) -> None:
-    with pytest.raises(UserError, match="^Ray cluster ") as refused:
+    with pytest.raises(UserError, match=r"^Ray cluster ") as refused:
         room.find_gcs(given)
     assert given in refused.value.problem
     assert fix in refused.value.fix

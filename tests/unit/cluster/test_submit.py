@@ -133,7 +133,7 @@ def test_local_storage_is_made_absolute_and_addresses_stay(tmp_path: Path, monke
 
 @pytest.mark.parametrize("given", ["http://", "http://a:b", "ftp://a", "http://:80"])
 def test_what_is_no_dashboard_address_is_refused(given: str) -> None:
-    with pytest.raises(UserError, match="^Ray cluster "):
+    with pytest.raises(UserError, match=r"^Ray cluster "):
         jobs.dashboard_address(given)
 
 
