@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.fs as pafs
+from pydantic import BaseModel, ConfigDict, Field
 
 from longhaul.errors import UserError
 
@@ -28,6 +29,15 @@ _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}$")  # a local file that is still b
 _S3_CONNECT_TIMEOUT_S = 5.0
 _S3_REQUEST_TIMEOUT_S = 60.0
 _S3_ATTEMPTS = 5
+
+
+class FileRecord(BaseModel):
+    """What a manifest says of a file: its SHA-256 in hexadecimal and its size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,18 @@ def main() -> None:
     try:
         app()
     except LonghaulError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {_escape(str(error))}")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if "AWS Error" not in str(error):
+            raise
+        # pyarrow's words for all that S3 answers or does not answer; the user's to put right, and no place for a traceback
+        reason = " ".join(str(error).split())
+        _fail(f"S3: {reason}. Check the bucket's name, AWS_REGION, AWS_ENDPOINT_URL and the credentials", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {_escape(message)}")
+    sys.exit(code)
 
 
 def _escape(text: str) -> str:

@@ -41,11 +41,12 @@ def train(
     loaded = load(recipe, overrides)
     root = storage or default_storage()
     chosen = name or (newest_unfinished(root, loaded.name) if resume else None) or new_run_name(loaded.name)
-    run = RunDirectory.create(root, chosen, loaded)
+    run = RunDirectory.prepare(root, chosen, loaded)
     if run.summary().status == "finished":
         console.print(f"{run.uri} is finished; train a new run with another --name, or look: longhaul runs show {run.uri}")
         return
-    connect(address)
+    console.print(f"run {run.uri}")
+    console.print(f"[dim]{connect(address)}[/]")
     from longhaul.training.launch import fit
 
     with following(run, console):

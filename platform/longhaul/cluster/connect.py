@@ -241,7 +241,7 @@ def _runtime_env(gcs: str) -> dict[str, Any]:
 
     job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     env: dict[str, Any] = {} if "RAY_ADDRESS" in job.get("env_vars", {}) else {"env_vars": {"RAY_ADDRESS": gcs}}
-    if False:
+    if "py_modules" not in job:
         env["py_modules"] = [str(Path(longhaul.__file__).parent)]
         if "excludes" not in job:
             env["excludes"] = ["__pycache__/"]

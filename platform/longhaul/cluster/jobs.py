@@ -109,7 +109,7 @@ def submit(
 
 def runtime_env(root: Path) -> dict[str, Any]:
     """What a job from the clone at `root` gets: the repository without `platform/`, and the package as a py_module."""
-    return {"working_dir": str(root), "excludes": list(_EXCLUDES)}
+    return {"working_dir": str(root), "py_modules": [str(root / _PACKAGE)], "excludes": list(_EXCLUDES)}
 
 
 def follow(submission: Submission, write: Callable[[str], None]) -> int:

@@ -38,6 +38,7 @@ def write_digits(root: Path) -> Path:
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))
+        scratch.chmod(0o755)  # mkdtemp makes it private; a shared cache is for everybody
         _write(scratch)
         scratch.rename(root)
     except OSError as error:

@@ -125,7 +125,8 @@ def image_splits(
     """
     if not root.is_dir():
         raise UserError(f"data.root {root}: no such folder", "Give the folder that holds one sub-folder of images a class")
-    has_parts = (root / "train").is_dir()
+    # A class may be called train: only a `train/` that holds class folders itself is a split.
+    has_parts = (root / "train").is_dir() and any(child.is_dir() for child in (root / "train").iterdir())
     classes, files = _listing(root / "train" if has_parts else root, root)
     parts: dict[str, list[tuple[str, int]]] = {"train": files, "val": [], "test": []}
     if has_parts:

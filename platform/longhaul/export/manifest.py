@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longhaul.errors import IntegrityError
+from longhaul.storage import FileRecord
 from longhaul.workloads.base import Signature
 
 MODEL_FILE = "model.onnx"
@@ -24,13 +25,6 @@ _SEAL = "sha256"
 class _Record(BaseModel):
     # A broken model can give an infinite difference or a metric that is NaN; strict JSON has no word for either.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class FileRecord(_Record):
-    """One file of a version: SHA-256 in hexadecimal, and size."""
-
-    sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
 
 
 class ParityRecord(_Record):

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from longhaul.errors import IntegrityError, UserError
-from longhaul.export.manifest import MANIFEST_FILE, Description, FileRecord, Manifest
-from longhaul.storage import Storage, file_sha256
+from longhaul.export.manifest import MANIFEST_FILE, Description, Manifest
+from longhaul.storage import FileRecord, Storage, file_sha256
 
 LATEST, PROD = "latest", "prod"
 
@@ -84,7 +84,7 @@ class Registry:
 
         Args:
             name: the model's name.
-            version: a version or an alias; left out, `prod` where that is set, else `latest`.
+            version: a version or an alias; left out, `prod` where that is set, else the newest whose parity passed.
 
         Raises:
             UserError: no such model, version or alias; names the nearest and what there is.
@@ -94,7 +94,9 @@ class Registry:
         if not versions:
             raise self._unknown_model(name)
         aliases = {LATEST: versions[-1]} | self.aliases(name)
-        wanted = version or (PROD if PROD in aliases else LATEST)
+        if version is None and PROD not in aliases:
+            return self._newest_that_agrees(name, versions)
+        wanted = version or PROD
         number = aliases.get(wanted, wanted)
         if number not in versions:
             known = [*versions, *aliases]
@@ -178,6 +180,14 @@ class Registry:
         aliases = self.aliases(name) | {alias: manifest.version}
         self._storage.write_bytes(f"{name}/{_ALIASES_FILE}", (json.dumps(aliases, indent=1, sort_keys=True) + "\n").encode())
         return manifest
+
+    def _newest_that_agrees(self, name: str, versions: Sequence[str]) -> Manifest:
+        for version in reversed(versions):
+            manifest = self._read(name, version)
+            if manifest.parity.passed:
+                return manifest
+        fix = "Export the run again; `longhaul models show` has the evidence"
+        raise UserError(f"model {name}: no version of it agrees with its torch model", fix)
 
     def _version_folders(self, name: str) -> list[str]:
         entries = self._storage.list(name) if _NAME.fullmatch(name) else []

@@ -33,21 +33,12 @@ from torch import Tensor
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.storage import Storage, file_sha256
+from longhaul.storage import FileRecord, Storage, file_sha256
 
 log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.json")
 _REJECTED = "rejected.json"
-
-
-class FileRecord(BaseModel):
-    """One file of a checkpoint: its SHA-256 in hexadecimal and its size in bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str
-    bytes: int
 
 
 class Manifest(BaseModel):

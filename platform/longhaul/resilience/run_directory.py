@@ -25,7 +25,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longhaul.errors import IntegrityError, UserError
-from longhaul.recipe import Recipe, dump, parse
+from longhaul.recipe import Recipe, diff, dump, parse
 from longhaul.resilience.series import EVENTS, METRICS, SeriesReader, SeriesWriter, read_series
 from longhaul.storage import Storage
 
@@ -73,8 +73,8 @@ class RunDirectory:
     storage: Storage
 
     @classmethod
-    def create(cls, root: str, name: str, recipe: Recipe) -> RunDirectory:
-        """Make the folder `<root>/<name>` with its recipe, or open the one that is there for the same recipe.
+    def prepare(cls, root: str, name: str, recipe: Recipe) -> RunDirectory:
+        """The folder `<root>/<name>` for a run of `recipe`: a new one, or that run as it stands; nothing is written yet.
 
         Raises:
             UserError: the name cannot be a folder's, or a run of that name has another recipe.
@@ -82,19 +82,24 @@ class RunDirectory:
         if _NAME.fullmatch(name) is None:
             raise UserError(f"run name {name!r}: not a plain name", "Use letters, digits, '.', '_' and '-', at most 80")
         run = cls(Storage.open(root).child(name))
-        if run.storage.exists("recipe.yaml"):
-            from longhaul.recipe import diff
-
-            changes = diff(run.recipe(), recipe)
-            if changes:
-                first = "; ".join(f"{c.field}: {c.before!r} -> {c.after!r}" for c in changes[:3])
-                raise UserError(
-                    f"run {run.uri}: exists with another recipe ({first})",
-                    "Give a new --name, or train the saved recipe to resume it",
-                )
-        else:
-            run.storage.write_bytes("recipe.yaml", dump(recipe).encode())
+        changes = diff(run.recipe(), recipe) if run.storage.exists("recipe.yaml") else []
+        if changes:
+            first = "; ".join(f"{c.field}: {c.before!r} -> {c.after!r}" for c in changes[:3])
+            fix = "Give a new --name, or train the saved recipe to resume it"
+            raise UserError(f"run {run.uri}: exists with another recipe ({first})", fix)
         return run
+
+    @classmethod
+    def create(cls, root: str, name: str, recipe: Recipe) -> RunDirectory:
+        """`prepare`, and save the recipe there."""
+        run = cls.prepare(root, name, recipe)
+        run.save_recipe(recipe)
+        return run
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.yaml`, by which the folder becomes a run; one that is there stays."""
+        if not self.storage.exists("recipe.yaml"):
+            self.storage.write_bytes("recipe.yaml", dump(recipe).encode())
 
     @classmethod
     def open(cls, uri: str) -> RunDirectory:

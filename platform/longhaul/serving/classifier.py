@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from longhaul.data.preprocess import ImagePreprocess
+from longhaul.data.preprocess import ImagePreprocess, to_rgb
 from longhaul.errors import IntegrityError, UserError
 from longhaul.serving.inference import Array, InferenceEngine, only_input
 from longhaul.serving.refusals import BrokenImage, ImageTooLarge, InvalidParameter
@@ -120,7 +120,7 @@ class Classifier:
             image = Image.open(io.BytesIO(body), formats=FORMATS)  # reads the header only
             pixels = image.width * image.height
             if pixels <= self.limits.pixels:
-                return image.convert("RGB")
+                return to_rgb(image)
         except UnidentifiedImageError:
             raise BrokenImage("the body is no image", f"Send one of {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

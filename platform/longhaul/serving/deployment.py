@@ -192,7 +192,7 @@ def _refuse_unknown_fields(given: dict[str, object], schema: type[BaseModel], wh
 
 def take_down() -> None:
     """Stop Serve on the connected cluster, replicas, proxies and controller; nothing happens if it is not running."""
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
 
 
 def _application(config: ServeDeploySchema, path: Path | None) -> ServeApplicationSchema:

@@ -68,7 +68,7 @@ class TensorRTEngine:
             self._context: Any = self._engine.create_execution_context()
             if self._context is None:
                 raise PlanNotLoadable(f"plan {plan.name}: no execution context; the GPU's memory may be full")
-            self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._stream: Any = torch.cuda.Stream(self._device)
             largest = int(self._engine.get_tensor_profile_shape(self._input.name, 0)[2][0])
             self.max_batch = min(max_batch, largest)
             self._buffers = self._allocate()

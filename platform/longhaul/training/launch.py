@@ -56,7 +56,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
 
     Args:
         recipe: what to train.
-        run: its directory, made for this recipe.
+        run: its directory (`RunDirectory.prepare`); it is written to once everything has been checked.
         train_function: what each worker runs; drills and tests put faults around `train_worker`.
 
     Raises:
@@ -67,6 +67,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     check_name(recipe.model.name)  # the user's mistakes show here, before anything is started
     build(recipe)
     gpu = _check_resources(recipe)
+    run.save_recipe(recipe)
     with lease(run):
         forget_snapshot(run)
         trainer = TorchTrainer(

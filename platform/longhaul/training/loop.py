@@ -198,6 +198,10 @@ class Trainer:
         if isinstance(schedule, PlateauSchedule):
             progress.plateau = Patience(patience=schedule.patience, direction=direction, min_delta=schedule.min_delta)
         if early is not None:
+            measured = [f"val/{name}" for name in self.workload.metrics() if name != "confusion"]
+            if early.metric is not None and early.metric not in measured:
+                problem = f"training.early_stopping.metric {early.metric!r}: is not measured"
+                raise UserError(problem, f"Give one of {', '.join(measured)}")
             progress.early = Patience(patience=early.patience, direction=early.direction or direction, min_delta=early.min_delta)
         return progress
 
@@ -232,10 +236,6 @@ class Trainer:
         if early is None or progress.early is None or progress.cursor < self._samples(early.warmup):
             return
         watched = early.metric or self.goal
-        if watched not in metrics:
-            raise UserError(
-                f"training.early_stopping.metric {watched!r}: is not measured", f"Give one of {', '.join(sorted(metrics))}"
-            )
         if progress.early.update(metrics[watched]):
             progress.stopped_early = True
             record.event(
