@@ -137,11 +137,20 @@ class Storage:
         if not self.is_local:
             # pyarrow cannot abort a stream: an interrupt half-way would publish the half. boto3 aborts.
             bucket, _, key = self.path(name).partition("/")
-            with source.open("rb") as src:
-                _s3_client().upload_fileobj(src, bucket, key)
+            self._put(source, bucket, key)
             return
         with self._replacing(name) as target, source.open("rb") as src, Path(target).open("wb") as out:
             shutil.copyfileobj(src, out, _COPY_BYTES)
+
+    def _put(self, source: Path, bucket: str, key: str) -> None:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            with source.open("rb") as src:
+                _s3_client(self.filesystem.region).upload_fileobj(src, bucket, key)
+        except (Boto3Error, BotoCoreError, ClientError) as error:  # as pyarrow's, so that callers need to know one kind
+            raise OSError(f"AWS Error uploading s3://{bucket}/{key}: {error}") from error
 
     def download(self, name: str, target: Path) -> None:
         """Copy the file `name` to the local path `target`, making its folder."""
@@ -202,14 +211,13 @@ def _s3_filesystem(bucket: str) -> pafs.FileSystem:
     )
 
 
-def _s3_client() -> Any:
+def _s3_client(region: str) -> Any:
     import boto3
     from botocore.config import Config
 
     retries: Any = {"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}
-    return boto3.client(
-        "s3", config=Config(connect_timeout=_S3_CONNECT_TIMEOUT_S, read_timeout=_S3_REQUEST_TIMEOUT_S, retries=retries)
-    )
+    config = Config(connect_timeout=_S3_CONNECT_TIMEOUT_S, read_timeout=_S3_REQUEST_TIMEOUT_S, retries=retries)
+    return boto3.client("s3", region_name=region, config=config)
 
 
 def file_sha256(path: Path) -> str:

@@ -12,9 +12,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from longhaul.export.manifest import Manifest
     from longhaul.export.registry import Registry
-    from longhaul.resilience.run_directory import RunDirectory
 
-RegistryRoot = Annotated[str, typer.Option("--registry", help="Folder or s3:// address of the model registry.")]
+RegistryRoot = Annotated[
+    str, typer.Option("--registry", envvar="LONGHAUL_REGISTRY", help="Folder or s3:// address of the model registry.")
+]
 
 
 def export(
@@ -25,7 +26,9 @@ def export(
     registry: RegistryRoot = "models",
     which: Annotated[Literal["best", "latest"], typer.Option(help="Best checkpoint by the goal metric, or the newest.")] = "best",
     plan: Annotated[bool, typer.Option("--plan/--no-plan", help="Build a TensorRT plan where a builder is installed.")] = True,
-    storage: Annotated[str, typer.Option(help="Where runs lie: a folder or an s3:// address.")] = "runs",
+    storage: Annotated[
+        str, typer.Option(envvar="LONGHAUL_STORAGE", help="Where runs lie: a folder or an s3:// address.")
+    ] = "runs",
 ) -> None:
     """Export a run's checkpoint to ONNX, compare it with the torch model, and register it as a new version.
 
@@ -38,29 +41,16 @@ def export(
     """
     from longhaul.export.pipeline import export_run
     from longhaul.export.registry import Registry
+    from longhaul.insight.runs import resolve_run
 
     console = Console(highlight=False, soft_wrap=True)
     models = Registry(registry)
     manifest = export_run(
-        find_run(run, storage), models, which=which, with_plan=plan, say=lambda line: console.print(f"[dim]{escape(line)}[/]")
+        resolve_run(run, storage), models, which=which, with_plan=plan, say=lambda line: console.print(f"[dim]{escape(line)}[/]")
     )
     console.print(_summary(manifest, models))
     if not manifest.parity.passed:
         raise typer.Exit(1)
-
-
-def find_run(run: str, storage: str) -> RunDirectory:
-    """The run at an address, or of that name below `storage`.
-
-    Raises:
-        UserError: there is none.
-    """
-    from longhaul.resilience.run_directory import RunDirectory
-    from longhaul.storage import Storage
-
-    below = f"{storage.rstrip('/')}/{run}"
-    is_name = "/" not in run and Storage.open(below).exists("recipe.yaml")
-    return RunDirectory.open(below if is_name else run)
 
 
 def _summary(manifest: Manifest, registry: Registry) -> Table:

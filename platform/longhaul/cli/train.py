@@ -49,8 +49,12 @@ def train(
     console.print(f"[dim]{connect(address)}[/]")
     from longhaul.training.launch import fit
 
-    with following(run, console):
-        summary = fit(loaded, run)
+    try:
+        with following(run, console):
+            summary = fit(loaded, run)
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on from the newest checkpoint with the same command and --name {run.name}")
+        raise typer.Exit(130) from None
     pictures = draw_run(run)
     best = f"best {summary.goal} {summary.best:.4f} at step {summary.best_step}" if summary.best is not None else ""
     console.print(f"finished {run.uri}: {best}")

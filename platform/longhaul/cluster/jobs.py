@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 from longhaul import __version__
 from longhaul.cluster.connect import TOKEN_FIX, check_reachable, ensure_token, find_gcs, speaks_grpc
 from longhaul.errors import LonghaulError, UserError
-from longhaul.recipe import Recipe, load
-from longhaul.resilience.run_directory import new_run_name
+from longhaul.recipe import load
+from longhaul.recipe.paths import refuse_relative_paths
+from longhaul.resilience.run_directory import check_run_name, new_run_name
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -86,8 +87,8 @@ def submit(
     check_platform_folder(root)
     recipe = load(recipe_path, overrides)
     inside = _path_in_job(Path(recipe_path), root)
-    _refuse_relative_paths(recipe)
-    run = name or new_run_name(recipe.name)
+    refuse_relative_paths(recipe)
+    run = check_run_name(name or new_run_name(recipe.name))
     where = absolute_storage(storage)
     command = ["python", _ENTRY.as_posix(), inside, *(part for text in overrides for part in ("--set", text)), "--name", run]
     command += ["--storage", where] if where else []
@@ -99,8 +100,8 @@ def submit(
         "longhaul_recipe_sha256": recipe.sha256,
         "longhaul_version": __version__,
     }
-    submission_id = _next_attempt(run, client.list_jobs())
     with _explained(dashboard):
+        submission_id = _next_attempt(run, client.list_jobs())
         client.submit_job(
             entrypoint=shlex.join(command), submission_id=submission_id, runtime_env=runtime_env(root), metadata=metadata
         )
@@ -303,15 +304,6 @@ def _path_in_job(recipe: Path, root: Path) -> str:
     if relative.parts[0] in _NEVER_SENT:
         raise UserError(f"recipe {recipe}: the folder {relative.parts[0]}/ is not sent with a job", fix)
     return relative.as_posix()
-
-
-def _refuse_relative_paths(recipe: Recipe) -> None:
-    for field, path in (("data.root", recipe.data.root), ("model.weights", recipe.model.weights)):
-        if path and "://" not in path and not path.startswith(("/", "~")):
-            raise UserError(
-                f"{field}: {path!r} is a relative path, and a job runs in another folder",
-                f"Give one that every node can reach: --set {field}={Path(path).resolve()}",
-            )
 
 
 async def _tail(client: JobSubmissionClient, submission: Submission, write: Callable[[str], None]) -> JobDetails:

@@ -87,11 +87,8 @@ def export_run(
 
 
 def _network(recipe: Recipe, workload: Workload, weights: Weights) -> nn.Module:
-    """The recipe's network with the checkpoint's weights, in eval mode; starting weights are not fetched for it."""
-    if recipe.model.pretrained or recipe.model.weights:
-        bare = recipe.model.model_copy(update={"pretrained": False, "weights": None})
-        workload = workloads.build(recipe.model_copy(update={"model": bare}))
-    model = workload.build_model()
+    """The recipe's network with the checkpoint's weights, in eval mode."""
+    model = workload.build_model(initial=False)
     try:
         model.load_state_dict(weights.state)
     except RuntimeError as error:

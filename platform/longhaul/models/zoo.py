@@ -32,7 +32,7 @@ def build_image_model(section: ModelSection, classes: int, resolution: int) -> n
     builder = OWN.get(section.name, _timm_model)
     model = builder(section, classes, resolution)
     if section.weights is not None:
-        _load_weights(model, Path(section.weights))
+        _load_weights(model, Path(section.weights).expanduser())
     _check_resolution(model, section.name, resolution)
     return model
 

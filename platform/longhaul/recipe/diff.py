@@ -17,16 +17,14 @@ class Difference(NamedTuple):
 
 def diff(before: Recipe, after: Recipe) -> list[Difference]:
     """The resolved fields in which two recipes differ, in the schema's order."""
-    left, right = (_flat(r.model_dump(mode="json")) for r in (before, after))
+    left, right = (flat(r.model_dump(mode="json")) for r in (before, after))
     fields = [*left, *(field for field in right if field not in left)]
     return [Difference(f, left.get(f), right.get(f)) for f in fields if left.get(f) != right.get(f)]
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one of dotted paths: `{"training.optimizer.lr": 0.001, ...}`."""
+    fields: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return fields

@@ -138,6 +138,8 @@ class TrainingSection(Section):
             raise ValueError(f"give exactly one of epochs, steps and samples (found {found}){drop}")
         if self.offload != "none" and self.engine == "torch":
             raise ValueError("offload needs DeepSpeed; set engine to zero1, zero2 or zero3, or offload to none")
+        if self.precision == "fp16" and self.engine != "torch":
+            raise ValueError("fp16 with DeepSpeed loses its loss scale in a resume; set precision to bf16, or engine to torch")
         if self.engine == "zero3" and self.ema_decay is not None:
             raise ValueError("ema_decay needs whole weights on every worker; set engine to zero1 or zero2, or ema_decay to null")
         if self.micro_batch > self.global_batch:

@@ -26,9 +26,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from longhaul.errors import IntegrityError, UserError
@@ -68,7 +68,7 @@ class Manifest(BaseModel):
 
     def sealed(self) -> Manifest:
         """The same with its seal."""
-        return self.model_copy(update={"seal": hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()})
+        return self.model_copy(update={"seal": _seal(self.model_dump(mode="json"))})
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,10 @@ class CheckpointStore:
             found += [p for file, record in manifest.files.items() if (p := _damage(folder, file, record))]
         return found
 
+    def is_complete(self, name: str) -> bool:
+        """Whether all manifests of checkpoint `name` are there: one without was never resumable, its writer died."""
+        return self._what_is_missing([entry.name for entry in self.folder(name).list()]) is None
+
     def reject(self, name: str, reasons: Sequence[str]) -> None:
         """Mark a checkpoint so that nothing counts or resumes it again; its files stay until the next `retire`."""
         text = json.dumps({"time_s": time.time(), "reasons": list(reasons)}, indent=1)
@@ -210,10 +214,11 @@ class CheckpointStore:
 
     def _manifest(self, name: str, manifest_name: str) -> Manifest:
         try:
-            manifest = Manifest.model_validate_json(self.folder(name).read_bytes(manifest_name))
-        except (ValidationError, FileNotFoundError) as error:
+            members = json.loads(self.folder(name).read_bytes(manifest_name))
+            manifest = Manifest.model_validate(members)
+        except (ValueError, FileNotFoundError) as error:  # pydantic's and json's errors are ValueErrors
             raise IntegrityError(f"{manifest_name} cannot be read ({type(error).__name__})") from None
-        if manifest != manifest.sealed():
+        if manifest.seal != _seal(members):
             raise IntegrityError(f"{manifest_name} is not what was written (its seal differs)")
         return manifest
 
@@ -241,11 +246,12 @@ def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -
 
     Args:
         run: the run.
-        which: the best by the goal metric (the latest where none was measured), or the latest.
+        which: the best by the goal metric (the latest where none was measured), or the latest; where that one is damaged,
+            the next, with a warning in the log.
 
     Raises:
         UserError: the run has no complete checkpoint.
-        IntegrityError: the weights' file is damaged.
+        IntegrityError: the weights of every checkpoint are damaged.
     """
     from safetensors.torch import load_file
 
@@ -253,14 +259,20 @@ def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -
     entries = store.entries()
     if not entries:
         raise UserError(f"run {run.uri}: has no complete checkpoint", "Train it first: longhaul train")
-    ranked = best_entries(entries, run.summary().goal_direction)
-    entry = ranked[0] if which == "best" and ranked else entries[-1]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = store.fetch(entry.name, Path(scratch), only="model.safetensors")
-        store.fetch(entry.name, folder, only="ema.safetensors")
-        averaged = folder / "ema.safetensors"
-        state = load_file(averaged if averaged.exists() else folder / "model.safetensors")
-    return Weights(state, entry.name, entry.step)
+    ranked = best_entries(entries, run.summary().goal_direction) if which == "best" else []
+    damaged = []
+    for entry in [*ranked, *reversed(entries)]:
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = store.fetch(entry.name, Path(scratch), only="model.safetensors")
+                store.fetch(entry.name, folder, only="ema.safetensors")
+                averaged = folder / "ema.safetensors"
+                state = load_file(averaged if averaged.exists() else folder / "model.safetensors")
+            return Weights(state, entry.name, entry.step)
+        except IntegrityError as error:
+            log.warning("%s; the next best is taken", error)
+            damaged.append(str(error))
+    raise IntegrityError(f"run {run.uri}: the weights of no checkpoint verify ({'; '.join(dict.fromkeys(damaged))})")
 
 
 def best_entries(entries: Sequence[Entry], direction: Literal["max", "min"]) -> list[Entry]:
@@ -272,6 +284,12 @@ def best_entries(entries: Sequence[Entry], direction: Literal["max", "min"]) -> 
 def checkpoint_name(step: int, attempt: str) -> str:
     """`step-000000120-3fa9c2d1`: sorts by step, and is never used twice."""
     return f"step-{step:09d}-{attempt}"
+
+
+def _seal(members: dict[str, Any]) -> str:
+    """Over the members as they are stored: a field that a later version adds does not break the seal of an older one."""
+    rest = {name: value for name, value in members.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _manifest_name(rank: int, world_size: int) -> str:

@@ -6,6 +6,7 @@ been renewed for a minute (elsewhere) is taken over.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ from longhaul.resilience.run_directory import RunDirectory
 
 _RENEW_S = 10.0
 _EXPIRES_S = 60.0
+_SETTLE_S = 0.5
 _FILE = "lease.json"
 
 
@@ -28,33 +30,58 @@ _FILE = "lease.json"
 def lease(run: RunDirectory) -> Iterator[None]:
     """Hold the run while the block runs.
 
+    Neither S3 nor a network drive has a lock that all know. So a holder writes its name, waits a moment and looks whether it
+    still stands there: of several that start at once only the last to write goes on. One that finds another name there later
+    (it hung for longer than a lease lasts) interrupts its block.
+
     Raises:
-        UserError: another living process holds it.
+        UserError: another living process holds it, or has taken it over.
     """
     mine = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     current = _read(run)
     if current and _alive(current):
-        raise UserError(
-            f"run {run.uri}: is being trained by process {current['pid']} on {current['host']}",
-            f"Wait for it, stop it, or give another --name (a dead holder's lease ends after {_EXPIRES_S:g} s)",
-        )
+        raise _held_by(run, current)
     _write(run, mine)
-    ended = threading.Event()
+    time.sleep(_SETTLE_S)
+    if not _is(run, mine):
+        raise _held_by(run, _read(run) or {})
+    ended, lost = threading.Event(), threading.Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_S):
             with contextlib.suppress(OSError):  # storage that is away for a moment must not end the run
+                if not _is(run, mine):
+                    lost.set()
+                    _thread.interrupt_main()
+                    return
                 _write(run, mine)
 
     keeper = threading.Thread(target=renew, name="longhaul-lease", daemon=True)
     keeper.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if lost.is_set():
+            raise _held_by(run, _read(run) or {}) from None
+        raise
     finally:
         ended.set()
         keeper.join()
         with contextlib.suppress(OSError):
-            run.storage.delete_file(_FILE)
+            if _is(run, mine):
+                run.storage.delete_file(_FILE)
+
+
+def _held_by(run: RunDirectory, holder: dict[str, Any]) -> UserError:
+    return UserError(
+        f"run {run.uri}: is being trained by process {holder.get('pid')} on {holder.get('host')}",
+        f"Wait for it, stop it, or give another --name (a dead holder's lease ends after {_EXPIRES_S:g} s)",
+    )
+
+
+def _is(run: RunDirectory, holder: dict[str, Any]) -> bool:
+    current = _read(run)
+    return current is not None and current.get("holder") == holder["holder"]
 
 
 def _write(run: RunDirectory, holder: dict[str, Any]) -> None:

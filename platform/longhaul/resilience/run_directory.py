@@ -16,6 +16,7 @@ Train uses the same folder as its experiment directory.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longhaul.errors import IntegrityError, UserError
+from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.recipe import Recipe, diff, dump, parse
 from longhaul.resilience.series import EVENTS, METRICS, SeriesReader, SeriesWriter, read_series
 from longhaul.storage import Storage
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -77,12 +80,11 @@ class RunDirectory:
         """The folder `<root>/<name>` for a run of `recipe`: a new one, or that run as it stands; nothing is written yet.
 
         Raises:
-            UserError: the name cannot be a folder's, or a run of that name has another recipe.
+            UserError: the name cannot be a folder's, or a run of that name has checkpoints of another recipe.
         """
-        if _NAME.fullmatch(name) is None:
-            raise UserError(f"run name {name!r}: not a plain name", "Use letters, digits, '.', '_' and '-', at most 80")
-        run = cls(Storage.open(root).child(name))
-        changes = diff(run.recipe(), recipe) if run.storage.exists("recipe.yaml") else []
+        run = cls(Storage.open(root).child(check_run_name(name)))
+        begun = run.storage.exists("recipe.yaml") and bool(run.storage.list("checkpoints"))
+        changes = diff(run.recipe(), recipe) if begun else []
         if changes:
             first = "; ".join(f"{c.field}: {c.before!r} -> {c.after!r}" for c in changes[:3])
             fix = "Give a new --name, or train the saved recipe to resume it"
@@ -97,9 +99,8 @@ class RunDirectory:
         return run
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Write `recipe.yaml`, by which the folder becomes a run; one that is there stays."""
-        if not self.storage.exists("recipe.yaml"):
-            self.storage.write_bytes("recipe.yaml", dump(recipe).encode())
+        """Write `recipe.yaml`, by which the folder becomes a run."""
+        self.storage.write_bytes("recipe.yaml", dump(recipe).encode())
 
     @classmethod
     def open(cls, uri: str) -> RunDirectory:
@@ -170,16 +171,36 @@ class RunDirectory:
         """A writer of metrics; close it."""
         return SeriesWriter(self.storage.child("metrics"), METRICS)
 
+    def event_writer(self) -> SeriesWriter:
+        """A writer of events, for who has many; close it."""
+        return SeriesWriter(self.storage.child("events"), EVENTS)
+
     def add_event(self, kind: str, message: str, *, segment: int = 0, step: int = 0, **detail: Any) -> None:
         """Record that something happened, at once."""
-        with SeriesWriter(self.storage.child("events"), EVENTS) as writer:
-            text = json.dumps(detail, sort_keys=True)
-            writer.append(segment=segment, step=step, time_s=time.time(), kind=kind, message=message, detail=text)
+        with self.event_writer() as writer:
+            writer.append(**event_row(kind, message, segment=segment, step=step, **detail))
 
     def write_picture(self, name: str, png: bytes) -> str:
         """Save a PNG as `pictures/<name>`; returns its address."""
         self.storage.write_bytes(f"pictures/{name}", png)
         return f"{self.uri}/pictures/{name}"
+
+
+def event_row(kind: str, message: str, *, segment: int, step: int, **detail: Any) -> dict[str, Any]:
+    """One row of `series.EVENTS`, of now."""
+    text = json.dumps(detail, sort_keys=True)
+    return {"segment": segment, "step": step, "time_s": time.time(), "kind": kind, "message": message, "detail": text}
+
+
+def check_run_name(name: str) -> str:
+    """The name, if it can be a run's.
+
+    Raises:
+        UserError: it cannot be a folder's name everywhere.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise UserError(f"run name {name!r}: not a plain name", "Use letters, digits, '.', '_' and '-', at most 80")
+    return name
 
 
 def new_run_name(recipe: str) -> str:
@@ -189,5 +210,12 @@ def new_run_name(recipe: str) -> str:
 
 def newest_unfinished(root: str, recipe: str) -> str | None:
     """The name of the newest run below `root` that is of this recipe and has not finished; None where there is none."""
-    unfinished = [run for run in RunDirectory.all(root) if run.summary().status != "finished" and run.recipe().name == recipe]
-    return max(unfinished, key=lambda run: run.summary().started_s).name if unfinished else None
+    unfinished = []
+    for run in RunDirectory.all(root):
+        try:
+            summary = run.summary()
+            if summary.status != "finished" and run.recipe().name == recipe:
+                unfinished.append((summary.started_s, run.name))
+        except LonghaulError as error:  # a damaged neighbour is no reason not to go on
+            log.warning("run %s is passed over: %s", run.name, error)
+    return max(unfinished)[1] if unfinished else None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from longhaul.errors import LonghaulError, UserError
+from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.recipe import Recipe
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, checkpoint_name
 from longhaul.resilience.run_directory import RunDirectory
@@ -45,6 +45,7 @@ class Checkpointing:
         engine: whose state is saved.
         averaged: the moving average of the weights, where the run keeps one.
         attempt: id of this start of the workers, the same on all ranks.
+        fingerprint: the training data's.
         report: told of each complete checkpoint.
     """
 
@@ -54,6 +55,7 @@ class Checkpointing:
     engine: Engine
     averaged: AveragedModel | None
     attempt: str
+    fingerprint: str
     report: Report
 
     @property
@@ -107,24 +109,33 @@ class Checkpointing:
         return name
 
     def resume(self) -> Progress | None:
-        """Load the newest checkpoint whose every file verifies; None where there is none.
+        """Load the newest checkpoint whose every file verifies; None where none was ever complete.
 
-        Those passed over are marked, and recorded as events with the reason.
+        Those passed over are recorded as events with the reason, and marked once a sound one is found.
 
         Raises:
-            UserError: the checkpoint is of another world size and the engine cannot reshard it.
+            UserError: the checkpoint is of other data, or of another world size and the engine cannot reshard it.
+            IntegrityError: there are complete checkpoints and none verifies; nothing is deleted.
         """
+        rejected: dict[str, list[str]] = {}
         for name in self.ranks.from_first(self.store.candidates()):
             shares = self.ranks.gather(self.store.problems(name, share=(self.ranks.rank, self.ranks.world_size)))
             problems = sorted({problem for share in shares for problem in share})
             if not problems:
-                return self._load(name)
+                progress = self._load(name)
+                if self.ranks.is_first:
+                    for bad, reasons in rejected.items():
+                        self.store.reject(bad, reasons)
+                return progress
+            rejected[name] = problems
             if self.ranks.is_first:
                 log.warning("checkpoint %s is not resumed from: %s", name, "; ".join(problems))
-                self.store.reject(name, problems)
                 segment = self.run.summary().segment + 1
                 self.run.add_event("checkpoint_rejected", f"{name}: {problems[0]}", segment=segment, reasons=problems)
-            self.ranks.gather(None)
+        damaged = self.ranks.from_first([name for name in rejected if self.store.is_complete(name)])
+        if damaged:
+            fix = "Restore one of them, or move its checkpoints/ away to start over"
+            raise IntegrityError(f"run {self.run.uri}: none of its checkpoints verifies ({', '.join(damaged)}). {fix}")
         return None
 
     def _load(self, name: str) -> Progress:
@@ -132,11 +143,14 @@ class Checkpointing:
             stored = self.store.folder(name)
             folder = Path(stored.root) if stored.is_local else self.store.fetch(name, Path(scratch))
             progress = Progress.model_validate_json((folder / "progress.json").read_bytes())
+            if progress.fingerprint != self.fingerprint:
+                problem = f"run {self.run.uri}: the training data are not those that it began with (names or sizes differ)"
+                raise UserError(problem, "Restore them, or train a new run under another --name")
             saved_by = len(list(folder.glob("random-*.pt")))
             if saved_by != self.ranks.world_size and self.recipe.training.engine != "torch":
                 raise UserError(
                     f"checkpoint {name}: ZeRO shards of {saved_by} workers cannot be loaded by {self.ranks.world_size}",
-                    f"Resume with --set scaling.workers={saved_by}",
+                    f"Give the cluster {saved_by} workers again; another number needs a new run",
                 )
             self.engine.load(folder)
             if self.averaged is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from longhaul.data.loader import BatchPlan
 from longhaul.data.samples import Batch
+from longhaul.errors import IntegrityError
 from longhaul.recipe.schema import TrainingSection
 from longhaul.training.engine import LossFunction, StepResult, autocast, to_device
 from longhaul.training.optimizer import build_optimizer, set_rate
@@ -61,7 +62,8 @@ class DeepSpeedEngine:
         set_rate(self._optimizer, rate)
         total = torch.zeros((), device=self._ranks.device)
         for batch in micro_batches:
-            value = loss(self._engine, to_device(batch, self._ranks.device))
+            with self.autocast():  # DeepSpeed's own covers the module alone, and would leave the loss in half precision
+                value = loss(self._engine, to_device(batch, self._ranks.device))
             self._engine.backward(value)
             self._engine.step()
             total += value.detach().float() / len(micro_batches)
@@ -82,8 +84,14 @@ class DeepSpeedEngine:
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """DeepSpeed's own checkpoint, for the same world size."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+        """DeepSpeed's own checkpoint, for the same world size.
+
+        Raises:
+            IntegrityError: DeepSpeed finds none in `folder` (it says so by its return value alone).
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise IntegrityError(f"checkpoint {folder}: DeepSpeed finds nothing of its own in it")
 
 
 def deepspeed_config(section: TrainingSection, plan: BatchPlan) -> dict[str, Any]:

@@ -6,9 +6,8 @@ Resuming is the same call again: the workers find the newest checkpoint that ver
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.train import (
@@ -26,8 +25,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from longhaul.errors import LonghaulError, UserError
 from longhaul.models.zoo import check_name
 from longhaul.recipe import Recipe
+from longhaul.recipe.paths import refuse_relative_paths
 from longhaul.resilience.lease import lease
 from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
 from longhaul.training.report import forget_snapshot
 from longhaul.workloads import build
@@ -64,8 +65,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
         LonghaulError: the run ended for a reason that it knows (divergence, for one).
         ray.train.TrainingFailedError: workers were lost more often than `scaling.max_failures`.
     """
-    check_name(recipe.model.name)  # the user's mistakes show here, before anything is started
-    build(recipe)
+    check(recipe)
     gpu = _check_resources(recipe)
     run.save_recipe(recipe)
     with lease(run):
@@ -94,10 +94,30 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
             trainer.fit()
         except TrainingFailedError as error:
             cause = _cause(error)
-            run.write_summary(run.summary().model_copy(update={"status": "failed", "error": str(cause).splitlines()[0]}))
-            run.add_event("failed", str(cause).splitlines()[0], time_s=time.time())
+            _close(run, "failed", (str(cause).splitlines() or [type(cause).__name__])[0])
             raise (cause if isinstance(cause, LonghaulError) else error) from None
+        except KeyboardInterrupt:
+            _close(run, "stopped", "interrupted")
+            raise
     return run.summary()
+
+
+def check(recipe: Recipe) -> None:
+    """Find the user's mistakes before anything is started or written.
+
+    Raises:
+        UserError: data, model or metrics of the recipe are not there, or not in order.
+    """
+    refuse_relative_paths(recipe)
+    check_name(recipe.model.name)
+    workload = build(recipe)
+    workload.build_model()
+    check_watched(recipe.training.early_stopping, workload)
+
+
+def _close(run: RunDirectory, status: Literal["failed", "stopped"], reason: str) -> None:
+    run.write_summary(run.summary().model_copy(update={"status": status, "error": reason}))
+    run.add_event(status, reason, segment=run.summary().segment, step=run.summary().step)
 
 
 def _check_resources(recipe: Recipe) -> bool:
@@ -109,7 +129,10 @@ def _check_resources(recipe: Recipe) -> bool:
     scaling = recipe.scaling
     gpu = have.get("GPU", 0) >= scaling.workers if scaling.gpu == "auto" else scaling.gpu
     if recipe.training.precision == "fp16" and not gpu:
-        raise UserError("training.precision fp16: needs GPUs and the cluster has none", "Set training.precision to bf16 or fp32")
+        raise UserError(
+            "training.precision fp16: needs a GPU for each worker, and the cluster has fewer",
+            "Set training.precision to bf16 or fp32",
+        )
     needed = {"CPU": scaling.workers * scaling.cpus_per_worker, "GPU": float(scaling.workers if gpu else 0)}
     for kind, amount in needed.items():
         if amount > have.get(kind, 0):

@@ -29,7 +29,7 @@ from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.checkpointing import Checkpointing, Report
 from longhaul.training.engine import build_engine
 from longhaul.training.evaluation import Evaluator
-from longhaul.training.patience import Patience
+from longhaul.training.patience import Patience, check_watched
 from longhaul.training.progress import Progress
 from longhaul.training.randomness import seed_everything
 from longhaul.training.ranks import Ranks
@@ -82,7 +82,7 @@ class Trainer:
         # ---- resume ----------------------------------------------------------------------------------------------
         seed_everything(recipe.seed, ranks.rank)  # dropout differs by rank
         attempt = ranks.from_first(uuid.uuid4().hex[:8])
-        checkpoints = Checkpointing(self.run, recipe, ranks, engine, averaged, attempt, self.report)
+        checkpoints = Checkpointing(self.run, recipe, ranks, engine, averaged, attempt, self.fingerprint, self.report)
         resumed = checkpoints.resume()
         progress = resumed or self._fresh_progress()
         record = self._recorder(progress, "resumed" if resumed else "started", plan)
@@ -124,7 +124,7 @@ class Trainer:
 
             # ---- finish ------------------------------------------------------------------------------------------
             best = load_weights(self.run, "best")
-            model = self.workload.build_model()
+            model = self.workload.build_model(initial=False)
             model.load_state_dict(best.state)
             results = record.evaluation(progress, "test", evaluate(model.to(ranks.device), self.workload.splits.test))
             record.finish(progress, results, f"test of {best.checkpoint}")
@@ -193,15 +193,13 @@ class Trainer:
         )
 
     def _fresh_progress(self) -> Progress:
-        progress, schedule, early = Progress(), self.recipe.training.schedule, self.recipe.training.early_stopping
+        progress = Progress(fingerprint=self.fingerprint)
+        schedule, early = self.recipe.training.schedule, self.recipe.training.early_stopping
         direction = self.workload.goal.direction
         if isinstance(schedule, PlateauSchedule):
             progress.plateau = Patience(patience=schedule.patience, direction=direction, min_delta=schedule.min_delta)
+        check_watched(early, self.workload)
         if early is not None:
-            measured = [f"val/{name}" for name in self.workload.metrics() if name != "confusion"]
-            if early.metric is not None and early.metric not in measured:
-                problem = f"training.early_stopping.metric {early.metric!r}: is not measured"
-                raise UserError(problem, f"Give one of {', '.join(measured)}")
             progress.early = Patience(patience=early.patience, direction=early.direction or direction, min_delta=early.min_delta)
         return progress
 
@@ -218,12 +216,20 @@ class Trainer:
             "goal_direction": self.workload.goal.direction,
             "started_s": old.started_s or time.time(),
             "total_steps": self._steps(self.recipe.training.length),
+            **self._best_so_far(),
         }
         record = Recorder(self.run, self.ranks, old.model_copy(update=changes), self.epoch_samples, trackers)
         record.write_summary(progress)
         where = f"step {progress.step} on {self.ranks.world_size} workers"
         record.event(kind, progress, f"{kind} at {where}", micro_batch=plan.micro_batch, accumulation=plan.accumulation)
         return record
+
+    def _best_so_far(self) -> dict[str, object]:
+        """What the store says: the last words of a killed attempt may be missing from its summary."""
+        ranked = best_entries(CheckpointStore(self.run).entries(), self.workload.goal.direction) if self.ranks.is_first else []
+        if not ranked:
+            return {"best": None, "best_step": None, "best_checkpoint": None}
+        return {"best": ranked[0].goal, "best_step": ranked[0].step, "best_checkpoint": ranked[0].name}
 
     def _react(self, progress: Progress, metrics: dict[str, float], record: Recorder) -> None:
         """What a validation changes: the plateau schedule's factor, the end by early stopping."""

@@ -7,6 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from longhaul.errors import UserError
+from longhaul.recipe.schedules import EarlyStopping
+from longhaul.workloads import Workload
+
 
 class Patience(BaseModel):
     """Counts how often in a row a metric has not improved.
@@ -36,3 +40,14 @@ class Patience(BaseModel):
             return False
         self.misses = 0
         return True
+
+
+def check_watched(early: EarlyStopping | None, workload: Workload) -> None:
+    """Refuse early stopping on a metric that the workload does not measure.
+
+    Raises:
+        UserError: names those that it does.
+    """
+    measured = [f"val/{name}" for name in workload.metric_names]
+    if early is not None and early.metric is not None and early.metric not in measured:
+        raise UserError(f"training.early_stopping.metric {early.metric!r}: is not measured", f"Give one of {', '.join(measured)}")

@@ -11,6 +11,7 @@ class Progress(BaseModel):
     """What the loop needs to go on besides tensors.
 
     Attributes:
+        fingerprint: of the data whose order the cursor counts in.
         cursor: global position behind the last step (`data.order`).
         step: optimizer steps done.
         segment: how many times the workers have been started; trackers' steps only go forward within one.
@@ -23,6 +24,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    fingerprint: str = ""
     cursor: int = 0
     step: int = 0
     segment: int = 0

@@ -39,10 +39,6 @@ class Ranks:
             value /= self.world_size
         return value
 
-    def all_true(self, flag: bool) -> bool:
-        """Whether `flag` is true on every rank."""
-        return all(self.gather(flag))
-
     def gather(self, value: T) -> list[T]:
         """The (small, picklable) values of all ranks, by rank, on all ranks."""
         if self.world_size == 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longhaul.errors import LonghaulError
-from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.resilience.run_directory import RunDirectory, Summary, event_row
 from longhaul.training.engine import StepResult
 from longhaul.training.evaluation import Evaluation
 from longhaul.training.progress import Progress
@@ -39,6 +39,7 @@ class Recorder:
         self._run, self._ranks, self._size, self._trackers = run, ranks, size, trackers
         self.summary = summary
         self._writer = run.metric_writer()
+        self._events = run.event_writer()
         self._losses: list[Tensor] = []
         self._norm: Tensor | None = None
         self._window_s = time.monotonic()
@@ -126,7 +127,8 @@ class Recorder:
     def event(self, kind: str, progress: Progress, message: str, **detail: object) -> None:
         """Record that something happened."""
         if self._ranks.is_first:
-            self._run.add_event(kind, message, segment=progress.segment, step=progress.step, **detail)
+            self._events.append(**event_row(kind, message, segment=progress.segment, step=progress.step, **detail))
+            self._events.flush()
 
     def write_summary(self, progress: Progress, **changes: object) -> None:
         """Bring `summary.json` up to date."""
@@ -154,5 +156,6 @@ class Recorder:
         """Put out what is buffered and end the trackers' runs, also when training ends by an error."""
         if self._ranks.is_first:
             self._writer.close()
+            self._events.close()
             if self._trackers is not None:
                 self._trackers.close("finished" if kind is None else "failed")

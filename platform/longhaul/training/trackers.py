@@ -24,6 +24,7 @@ import uuid
 from typing import Any
 
 from longhaul.recipe import Recipe, dump
+from longhaul.recipe.diff import flat
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.tracker_feed import Feed, Row, Shelf, Status
 
@@ -80,7 +81,7 @@ class WandbTracker:
             id=run_id,
             resume="allow",
             dir=shelf.folder,
-            config={"recipe": recipe.name, "recipe_sha256": recipe.sha256, **_flat(recipe.model_dump(mode="json"))},
+            config={"recipe": recipe.name, "recipe_sha256": recipe.sha256, **flat(recipe.model_dump(mode="json"))},
             mode="offline" if offline else None,
             reinit="create_new",
             # The worker's own signals and output stay as they are. Offline, the search for a cloud's metadata server is off.
@@ -121,8 +122,8 @@ class MlflowTracker:
         else:
             tags = {"longhaul.id": run_id, "longhaul.run": shelf.run.uri}
             self._id = self._client.create_run(experiment, tags=tags, run_name=shelf.run.name).info.run_id
-            flat = {"recipe": recipe.name, "recipe_sha256": recipe.sha256, **_flat(recipe.model_dump(mode="json"))}
-            params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in flat.items()]
+            fields = {"recipe": recipe.name, "recipe_sha256": recipe.sha256, **flat(recipe.model_dump(mode="json"))}
+            params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in fields.items()]
             for start in range(0, len(params), _PARAMS_AT_ONCE):
                 self._client.log_batch(self._id, params=params[start : start + _PARAMS_AT_ONCE])
         self._tag = RunTag
@@ -218,10 +219,3 @@ def _wandb_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -62,12 +62,22 @@ class Workload(Protocol):
     @property
     def splits(self) -> Splits: ...
 
-    def build_model(self) -> nn.Module:
-        """The network with its initial weights, from torch's global random state; `forward` takes `inputs` by position."""
+    def build_model(self, *, initial: bool = True) -> nn.Module:
+        """The network; `forward` takes the signature's `inputs` by position.
+
+        Args:
+            initial: with the weights that training starts from (random ones from torch's global state, published ones, a
+                file's). False where weights are about to be loaded: nothing is then downloaded or read.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss over the batch, a scalar to differentiate."""
+        ...
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the scalars that `metrics` compute to."""
         ...
 
     def metrics(self) -> MetricCollection:

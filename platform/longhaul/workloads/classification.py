@@ -37,6 +37,7 @@ class Classification:
     """
 
     goal = Goal("top1", "max")
+    metric_names = ("top1", "top5", "precision", "recall", "f1", "loss")
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -46,9 +47,12 @@ class Classification:
             found = f"data: one class only ({self.classes[0]})"
             raise UserError(found, "Give at least two folders of images, one a class")
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, *, initial: bool = True) -> nn.Module:
         """The recipe's network with one output a class."""
-        return build_image_model(self._recipe.model, len(self.classes), self._recipe.data.resolution)
+        section = self._recipe.model
+        if not initial:
+            section = section.model_copy(update={"pretrained": False, "weights": None})
+        return build_image_model(section, len(self.classes), self._recipe.data.resolution)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy with the recipe's label smoothing."""

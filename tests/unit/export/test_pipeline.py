@@ -78,7 +78,7 @@ def test_weights_changed_between_export_and_comparison(
     result = longhaul("export", run.uri, "--registry", registry.uri, "--no-plan")
     assert result.exit_code == 1, result.output
     assert "FAILED" in result.output
-    assert not registry.resolve("digits-tiny").parity.passed
+    assert not registry.resolve("digits-tiny", "1").parity.passed
     with pytest.raises(UserError, match="does not agree"):
         registry.promote("digits-tiny", "1")
     assert not list(scratch.iterdir())
@@ -150,7 +150,7 @@ def test_export_by_name_and_the_next_step(run: RunDirectory, tmp_path: Path) -> 
 def test_export_of_an_unknown_run(tmp_path: Path) -> None:
     result = longhaul("export", "nobody", "--storage", str(tmp_path), "--registry", str(tmp_path / "models"))
     assert isinstance(result.exception, UserError)
-    assert "nobody: no run is there" in str(result.exception)
+    assert "run 'nobody': not found below" in str(result.exception)
     assert not (tmp_path / "models").exists()
 
 

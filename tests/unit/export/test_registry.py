@@ -234,7 +234,9 @@ def test_an_empty_registry_says_how_to_fill_it(small: Registry) -> None:
 def test_failed_parity_is_not_promoted(small: Registry, files: list[Path]) -> None:
     failed = PARITY.model_copy(update={"max_abs_difference": float("inf"), "onnx_metric": float("nan"), "passed": False})
     small.publish(description(parity=failed), files)
-    assert small.resolve("digits").parity.max_abs_difference == float("inf")
+    assert small.resolve("digits", "1").parity.max_abs_difference == float("inf")
+    with pytest.raises(UserError, match="no version of it agrees"):
+        small.resolve("digits")  # nobody gets it without asking for it
     with pytest.raises(UserError, match="does not agree with the torch model"):
         small.promote("digits", "1")
     assert small.aliases("digits") == {}

@@ -32,8 +32,14 @@ def test_recipe_round_trip(run: RunDirectory, recipe: Recipe) -> None:
 
 def test_the_same_recipe_opens_the_run_again_and_another_is_refused(run: RunDirectory, recipe: Recipe, tmp_path: Path) -> None:
     assert RunDirectory.create(str(tmp_path), "tiny", recipe).uri == run.uri
+    run.storage.write_bytes("checkpoints/step-1/model.safetensors", b"x")
     with pytest.raises(UserError, match=r"exists with another recipe \(seed: 0 -> 5\)"):
         RunDirectory.create(str(tmp_path), "tiny", parse(TEXT, overrides=["seed=5"]))
+
+
+def test_a_run_without_a_checkpoint_takes_a_corrected_recipe(run: RunDirectory, tmp_path: Path) -> None:
+    RunDirectory.create(str(tmp_path), "tiny", parse(TEXT, overrides=["seed=5"]))
+    assert run.recipe().seed == 5
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 81])

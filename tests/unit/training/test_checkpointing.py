@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -9,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, parse
-from longhaul.resilience.checkpoint import CheckpointStore, Retention, load_weights
+from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, load_weights
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.checkpointing import Checkpointing, NonFiniteWeightsError
 from longhaul.training.engine import Engine, build_engine
@@ -63,7 +68,7 @@ def checkpointing(recipe: Recipe, run: RunDirectory) -> Checkpointing:
 
     engine: Engine = build_engine(recipe, build(recipe).build_model(), BatchPlan.derive(8, 8), ALONE)
     averaged = AveragedModel(engine.module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
-    return Checkpointing(run, recipe, ALONE, engine, averaged, "feedbeef", nothing)
+    return Checkpointing(run, recipe, ALONE, engine, averaged, "feedbeef", build(recipe).splits.train.fingerprint, nothing)
 
 
 def files_of_a_checkpoint() -> list[str]:
@@ -129,10 +134,37 @@ def test_a_checkpoint_cut_at_any_number_of_files_is_passed_over(recipe: Recipe, 
     assert CheckpointStore(copied).problems(newest.name) == []  # the control: whole again, it counts again
 
 
-def test_when_nothing_is_whole_the_run_starts_over(recipe: Recipe, copied: RunDirectory) -> None:
+def test_when_none_is_whole_the_run_stops_and_nothing_is_lost(recipe: Recipe, copied: RunDirectory) -> None:
+    names = [entry.name for entry in CheckpointStore(copied).entries()]
+    for name in names:
+        (Path(copied.uri) / "checkpoints" / name / "engine" / "torch.pt").unlink()
+    with pytest.raises(IntegrityError, match="none of its checkpoints verifies"):
+        checkpointing(recipe, copied).resume()
+    assert [entry.name for entry in CheckpointStore(copied).entries()] == names  # and none is marked
+
+
+def test_when_none_was_ever_complete_the_run_starts_over(recipe: Recipe, copied: RunDirectory) -> None:
     for entry in CheckpointStore(copied).entries():
-        (Path(copied.uri) / "checkpoints" / entry.name / "engine" / "torch.pt").unlink()
+        (Path(copied.uri) / "checkpoints" / entry.name / "manifest-00000-of-00001.json").unlink()
     assert checkpointing(recipe, copied).resume() is None
+
+
+def test_other_data_are_not_gone_on_with(recipe: Recipe, copied: RunDirectory) -> None:
+    changed = dataclasses.replace(checkpointing(recipe, copied), fingerprint="0" * 64)
+    with pytest.raises(UserError, match="training data are not those"):
+        changed.resume()
+
+
+def test_a_manifest_of_an_older_schema_keeps_its_seal(copied: RunDirectory) -> None:
+    """A field that a later version adds, with a default, must not make every older checkpoint look damaged."""
+    newest = CheckpointStore(copied).entries()[-1]
+    file = Path(copied.uri) / "checkpoints" / newest.name / "manifest-00000-of-00001.json"
+    members = json.loads(file.read_text())
+    del members["permanent"]  # as if it had been written before the field was there
+    rest = {name: value for name, value in members.items() if name != "seal"}
+    members["seal"] = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    file.write_text(json.dumps(members, indent=1))
+    assert CheckpointStore(copied).problems(newest.name) == []
 
 
 def test_a_rejected_checkpoint_never_counts_for_retention(recipe: Recipe, copied: RunDirectory) -> None:
@@ -152,8 +184,6 @@ def test_leftovers_of_another_attempt_are_deleted_and_the_running_one_is_not(cop
 
 
 def test_retention_keeps_newest_best_and_permanent(copied: RunDirectory, finished: RunDirectory) -> None:
-    from longhaul.resilience.checkpoint import Manifest
-
     store = CheckpointStore(copied)
     for step, goal, permanent in [(10, 0.5, False), (11, 0.9, False), (12, None, True), (13, 0.7, False), (14, 0.2, False)]:
         manifest = Manifest(
@@ -172,8 +202,6 @@ def load_weights_step(run: RunDirectory, direction: str) -> int:
 
 
 def test_the_manifests_of_all_ranks_must_be_there(copied: RunDirectory, finished: RunDirectory) -> None:
-    from longhaul.resilience.checkpoint import Manifest
-
     store = CheckpointStore(copied)
     for rank in range(2):
         manifest = Manifest(step=20, rank=rank, world_size=3, attempt="a", created_s=1.0, files={})
@@ -189,21 +217,22 @@ def test_weights_that_are_not_finite_are_never_published(recipe: Recipe, copied:
     with torch.no_grad():
         next(one.engine.module.parameters()).view(-1)[0] = value
     with pytest.raises(NonFiniteWeightsError, match="not finite"):
-        one.save(Progress(step=9), {}, goal=None, permanent=False, retention=Retention(1, 1, "max"))
+        one.save(Progress(fingerprint=one.fingerprint, step=9), {}, goal=None, permanent=False, retention=Retention(1, 1, "max"))
     assert CheckpointStore(copied).candidates() == before
 
 
-def test_weights_come_from_the_average_and_are_checked(copied: RunDirectory) -> None:
-    from safetensors.torch import load_file
-
-    from longhaul.errors import IntegrityError
-
+def test_weights_come_from_the_average_and_are_checked(copied: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     weights = load_weights(copied, "latest")
     folder = Path(copied.uri) / "checkpoints" / weights.checkpoint
     average, plain = load_file(folder / "ema.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(weights.state[name], average[name]) for name in average)
     assert any(not torch.equal(plain[name], average[name]) for name in average)
-    content = (folder / "ema.safetensors").read_bytes()
-    (folder / "ema.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for entry in reversed(CheckpointStore(copied).entries()):
+        path = Path(copied.uri) / "checkpoints" / entry.name / "ema.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        if entry.step > 2:
+            assert load_weights(copied, "latest").step == entry.step - 2  # the next one, and the log says why
+            assert entry.name in caplog.text
     with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
         load_weights(copied, "latest")
