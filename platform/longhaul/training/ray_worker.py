@@ -9,6 +9,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import ray.train.v2._internal.execution.context
 import torch
 
 from longhaul.resilience.run_directory import RunDirectory
@@ -25,8 +26,8 @@ def train_worker(config: dict[str, Any]) -> None:
         config: `run`: address of the run directory, which holds the recipe.
     """
     logging.getLogger("longhaul").setLevel(logging.INFO)
-    # One line a rank and checkpoint with all its metrics, whatever `LoggingConfig` says.
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
+    # One line a rank and checkpoint with all its metrics; `LoggingConfig` misses it, as this logger is named by its file.
+    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     run = RunDirectory.open(config["run"])
     recipe = run.recipe()
     context = ray.train.get_context()
