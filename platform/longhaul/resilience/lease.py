@@ -10,11 +10,13 @@ import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from longhaul.errors import UserError
@@ -23,6 +25,7 @@ from longhaul.resilience.run_directory import RunDirectory
 _RENEW_S = 10.0
 _EXPIRES_S = 60.0
 _SETTLE_S = 0.5
+_SIGNAL = signal.SIGUSR1
 _FILE = "lease.json"
 
 
@@ -45,31 +48,50 @@ def lease(run: RunDirectory) -> Iterator[None]:
     time.sleep(_SETTLE_S)
     if not _is(run, mine):
         raise _held_by(run, _read(run) or {})
-    ended, lost = threading.Event(), threading.Event()
+    ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(_RENEW_S):
             with contextlib.suppress(OSError):  # storage that is away for a moment must not end the run
                 if not _is(run, mine):
-                    lost.set()
-                    _thread.interrupt_main()
+                    _thread.interrupt_main(_SIGNAL)
                     return
                 _write(run, mine)
 
     keeper = threading.Thread(target=renew, name="longhaul-lease", daemon=True)
     keeper.start()
     try:
-        yield
-    except KeyboardInterrupt:
-        if lost.is_set():
-            raise _held_by(run, _read(run) or {}) from None
-        raise
+        with _interruptible():
+            yield
+    except _LeaseLost:
+        raise _held_by(run, _read(run) or {}) from None
     finally:
         ended.set()
         keeper.join()
         with contextlib.suppress(OSError):
             if _is(run, mine):
                 run.storage.delete_file(_FILE)
+
+
+class _LeaseLost(BaseException):
+    """Raised in the main thread, wherever it is."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """While the block runs in the main thread, `_SIGNAL` raises in it. (SIGINT is ignored where a shell started us behind it.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def lost(number: int, frame: FrameType | None) -> None:
+        raise _LeaseLost
+
+    before = signal.signal(_SIGNAL, lost)
+    try:
+        yield
+    finally:
+        signal.signal(_SIGNAL, before)
 
 
 def _held_by(run: RunDirectory, holder: dict[str, Any]) -> UserError:
