@@ -79,7 +79,7 @@ class _LeaseLost(BaseException):
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """While the block runs in the main thread, `_SIGNAL` raises in it. (SIGINT is ignored where a shell started us behind it.)"""
+    """While the block runs in the main thread, `_SIGNAL` raises in it; SIGINT may be ignored (a shell started us behind it)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
