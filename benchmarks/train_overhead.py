@@ -106,7 +106,7 @@ def main() -> None:
     images = 32 * 10
     ratios = []
     with tempfile.TemporaryDirectory() as root:
-        bare(recipe, workload, 5)  # warm-up
+        bare(recipe, workload, 11)  # warm-up
         for number in range(options.rounds):
             plain, mine = bare(recipe, workload, options.steps), ours(recipe, workload, root, f"round-{number}")
             ratios.append(plain / mine)
