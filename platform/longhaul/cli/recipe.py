@@ -20,6 +20,9 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, e.g. --set training.epochs=3; repeatable."),
 ]
+RunName = Annotated[
+    str | None, typer.Option("--name", help="Name of the run; an existing name resumes that run. Default: recipe and time.")
+]
 
 
 @app.command()

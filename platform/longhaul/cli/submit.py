@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from longhaul.cli.recipe import Overrides, RecipePath
+from longhaul.cli.recipe import Overrides, RecipePath, RunName
 
 if TYPE_CHECKING:
     from longhaul.cluster import jobs
@@ -19,9 +19,7 @@ _INTERRUPTED = 130  # what shells report for Ctrl-C
 def submit(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run; an existing name resumes that run. Default: recipe and time.")
-    ] = None,
+    name: RunName = None,
     storage: Annotated[
         str | None,
         typer.Option(

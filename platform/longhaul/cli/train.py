@@ -7,15 +7,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from longhaul.cli.recipe import Overrides, RecipePath
+from longhaul.cli.recipe import Overrides, RecipePath, RunName
 
 
 def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run; an existing name resumes that run. Default: recipe and time.")
-    ] = None,
+    name: RunName = None,
     storage: Annotated[
         str | None, typer.Option(help="Where run directories lie: a folder or s3://bucket/prefix. Default: runs.")
     ] = None,
