@@ -42,6 +42,8 @@ STYLES: dict[Status, str] = {
     "silent": "yellow",
     "finished": "green",
     "stopped": "yellow",
+    "paused": "yellow",
+    "cancelled": "yellow",
     "failed": "red",
     "damaged": "red",
 }
@@ -77,7 +79,7 @@ class Glimpse:
     @property
     def ended(self) -> bool:
         """Whether the run says that it is over."""
-        return self.status in ("finished", "stopped", "failed")
+        return self.status in ("finished", "stopped", "paused", "cancelled", "failed")
 
 
 class RunEye:

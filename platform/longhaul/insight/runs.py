@@ -18,7 +18,7 @@ from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.series import latest_values
 from longhaul.storage import Storage
 
-Status = Literal["pending", "running", "silent", "finished", "stopped", "failed", "damaged"]
+Status = Literal["pending", "running", "silent", "finished", "stopped", "paused", "cancelled", "failed", "damaged"]
 SILENT_AFTER_S = 120.0
 _READERS = 8  # run directories read at once: on S3 nearly all of the time is waiting
 _UP = ("/top1", "/top5", "/precision", "/recall", "/f1", "/samples_per_s")

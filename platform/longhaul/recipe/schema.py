@@ -51,6 +51,8 @@ class ModelSection(Section):
 class _ImageData(Section):
     resolution: Annotated[int, Field(ge=8, le=4096), Number] = 224
     """Side of the square image that the network sees, in pixels."""
+    excluded: tuple[str, ...] = ()
+    """Ids of training samples to leave out, as the run's quarantine report names them."""
     augment: Literal["none", "shift", "flip", "crop"] = "none"
     """Random changes of training images: small shifts and turns (digits); + mirroring; random resized crops + mirroring."""
     loader_workers: Annotated[int, Field(ge=0, le=64), Number] = 2
@@ -169,19 +171,84 @@ class CheckpointSection(Section):
     """How many of the best by the workload's goal metric stay (permanent)."""
     keep_every: Duration | None = None
     """Keep one for good every so often."""
+    ephemeral: Literal["auto", "off"] = "auto"
+    """Saves between those of `every`, as often as their measured cost and the losses so far make best (Young/Daly)."""
+    ephemeral_min_s: PositiveFloat = 30.0
+    """The shortest distance between ephemeral saves."""
+    ephemeral_max_s: PositiveFloat = 3600.0
+    """The longest distance between ephemeral saves."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> CheckpointSection:
+        if self.ephemeral_min_s > self.ephemeral_max_s:
+            raise ValueError("ephemeral_min_s is above ephemeral_max_s; lower it")
+        return self
 
 
 class ScalingSection(Section):
     """What the run asks of the Ray cluster."""
 
-    workers: Positive = 1
-    """Training processes, one a GPU."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training processes, one a GPU; `[least, most]` lets the run shrink and grow with the cluster."""
     gpu: Literal[True, False, "auto"] = "auto"
     """One GPU a worker; auto takes them where the cluster has (or may grow to) enough for all workers."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPU cores reserved a worker; also its intra-op threads."""
-    max_failures: Annotated[int, Field(ge=0), Number] = 3
-    """How many times lost workers are replaced before the run gives up."""
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The most workers that the run uses."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes."""
+        return not isinstance(self.workers, int)
+
+    @model_validator(mode="after")
+    def _check(self) -> ScalingSection:
+        if self.least > self.most:
+            raise ValueError(f"workers [{self.least}, {self.most}]: the least comes first; swap them")
+        return self
+
+
+Budget = Annotated[int, Field(ge=-1), Number]
+
+
+class RetryBudgets(Section):
+    """How many restarts each class of failure may cost; -1 for any number, 0 for none."""
+
+    preemption: Budget = -1
+    """Nodes taken away with a notice."""
+    capacity: Budget = -1
+    """Workers that could not be placed in time."""
+    lost: Budget = 10
+    """Workers or nodes that died without a notice."""
+    hang: Budget = 5
+    """Groups that made no progress for `hang_s`."""
+    memory: Budget = 4
+    """Out of memory; each restart halves the micro-batch."""
+
+
+class ResilienceSection(Section):
+    """What a long run survives, and how often."""
+
+    hang_s: PositiveFloat = 600.0
+    """A rank without progress for so long is ended, its stacks saved, and the group restarted."""
+    spike_sigma: PositiveFloat = 6.0
+    """A loss this many standard deviations above its recent mean rolls the run back; NaN and infinity always do."""
+    max_rollbacks: Annotated[int, Field(ge=0), Number] = 8
+    """How many rollbacks before the remedies (gradient norm, learning rate), and then the end."""
+    preflight: bool = True
+    """One step at the largest shape before the first, so that memory runs out on the first minute and not on day nine."""
+    poll_s: PositiveFloat = 2.0
+    """Distance between looks at stop requests, preemption notices and finished saves."""
+    budgets: RetryBudgets = RetryBudgets()
 
 
 class TrackingSection(Section):
@@ -220,16 +287,18 @@ class Recipe(Section):
     validation: ValidationSection = ValidationSection()
     checkpoints: CheckpointSection = CheckpointSection()
     scaling: ScalingSection = ScalingSection()
+    resilience: ResilienceSection = ResilienceSection()
     tracking: TrackingSection = TrackingSection()
     export: ExportSection = ExportSection()
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.training.global_batch % self.scaling.workers:
-            divisors = [w for w in range(1, self.training.global_batch + 1) if self.training.global_batch % w == 0]
+        batch, scaling = self.training.global_batch, self.scaling
+        if not any(batch % workers == 0 for workers in range(scaling.least, scaling.most + 1)):
+            divisors = [w for w in range(1, batch + 1) if batch % w == 0]
             raise ValueError(
-                f"training.global_batch {self.training.global_batch} cannot be shared evenly by scaling.workers "
-                f"{self.scaling.workers}; set workers to one of {', '.join(map(str, divisors[:12]))}"
+                f"training.global_batch {batch} cannot be shared evenly by scaling.workers "
+                f"{scaling.workers}; set workers to one of {', '.join(map(str, divisors[:12]))}"
             )
         if self.training.precision == "fp16" and self.scaling.gpu is False:
             raise ValueError("training.precision fp16 needs a GPU; set precision to bf16 or fp32, or scaling.gpu to auto")

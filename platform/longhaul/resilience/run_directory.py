@@ -51,7 +51,7 @@ class Summary(BaseModel):
     # A diverged run's NaN must come back as a NaN; JSON has none, and pydantic's default (null) would not read back.
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
-    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    status: Literal["running", "finished", "stopped", "paused", "cancelled", "failed"] = "running"
     workload: str = ""
     goal: str = ""
     goal_direction: Literal["max", "min"] = "max"

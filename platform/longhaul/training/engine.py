@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from longhaul.recipe import Recipe
 from longhaul.training.ranks import Ranks
 
 LossFunction = Callable[[nn.Module, Batch], Tensor]
+Writer = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,29 @@ class Engine(Protocol):
         """Whole weights and buffers on the CPU, on rank 0; empty elsewhere. All ranks must call it."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's files (all but random states) into a local folder. All ranks must call it."""
+    def snapshot(self) -> Writer:
+        """Copy this rank's state, but for the weights that `weights` gives, to the host's memory. All ranks must call it.
+
+        Returns:
+            What writes the copy into a local folder, later and in another thread, while training goes on.
+        """
         ...
 
     def load(self, folder: Path) -> None:
-        """Read back what all ranks saved, from one local folder that holds the files of all ranks."""
+        """Read back what all ranks saved, from one local folder that holds the files of all ranks and `model.safetensors`."""
+        ...
+
+    def set_clip_norm(self, norm: float) -> None:
+        """From now on clip the gradient's global L2 norm to `norm`."""
+        ...
+
+
+@runtime_checkable
+class ShardedEngine(Protocol):
+    """An engine whose ranks save shards: another number of ranks loads whole tensors made of them."""
+
+    def load_universal(self, universal: Path, folder: Path) -> None:
+        """Read `universal`, made by `reshard` from the checkpoint in `folder`. All ranks must call it."""
         ...
 
 

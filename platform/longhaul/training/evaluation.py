@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +48,13 @@ class Evaluator:
     ranks: Ranks
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, samples: SampleSet) -> Evaluation:
+    def __call__(self, model: nn.Module, samples: SampleSet, tick: Callable[[], None] = lambda: None) -> Evaluation:
         """Run `model`, on this rank's device, over `samples` once; every rank gets the same result.
+
+        Args:
+            model: to measure.
+            samples: to measure it on.
+            tick: called after every pass, the same number of times on all ranks; may raise, on all ranks or on none.
 
         All ranks make the same number of forward passes (sharded weights are gathered by all or by none): a rank whose
         share is a batch short makes one into metrics that are thrown away.
@@ -61,8 +67,10 @@ class Evaluator:
         for batch in batches(samples, size, rank=self.ranks.rank, world_size=self.ranks.world_size, workers=workers):
             self._measure(model, batch, metrics)
             passes -= 1
+            tick()
         if passes:
             self._measure(model, next(batches(samples, 1)), self.workload.metrics().to(self.ranks.device))
+            tick()
         return _results(metrics, self.workload.signature().classes)
 
     def _measure(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> None:

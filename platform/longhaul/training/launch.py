@@ -10,16 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import ray
-from ray.train import (
-    ControllerError,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    UserCallback,
-    WorkerGroupError,
-)
+from ray.train import ControllerError, LoggingConfig, Result, RunConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from longhaul.errors import LonghaulError, UserError
@@ -27,7 +18,11 @@ from longhaul.models.zoo import check_name
 from longhaul.recipe import Recipe
 from longhaul.recipe.paths import refuse_relative_paths
 from longhaul.resilience.lease import lease
+from longhaul.resilience.ledger import mark
+from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_policy
+from longhaul.training.failures import DriverLedger, RunFailurePolicy
 from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
 from longhaul.training.report import forget_snapshot
@@ -39,21 +34,37 @@ TrainFunction = Callable[[dict[str, Any]], None]
 """What a worker runs: `ray_worker.train_worker`, or that with something around it."""
 
 
-class StopOnPurpose(UserCallback):
-    """Ends a run at once on errors that another try cannot cure, instead of spending the retries on them.
+class RunTrainer(TorchTrainer):
+    """`TorchTrainer` with this run's own scaling and failure policies in its controller.
 
-    An exception raised in `UserCallback.after_exception` ends the run with a `ControllerError` that carries it.
+    Ray Train builds both from its configuration, in `DataParallelTrainer.fit`; there is no public way to give others.
     """
 
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray's hook: called in the controller after workers have failed, before it decides on a retry."""
-        for error in worker_exceptions.values():
-            if isinstance(error, LonghaulError):
-                raise error
+    def __init__(self, recipe: Recipe, run: RunDirectory, train_function: TrainFunction, gpu: bool) -> None:
+        self._recipe, self._run = recipe, run
+        self._scaling = scaling_config(recipe.scaling, gpu)
+        super().__init__(
+            train_function,
+            train_loop_config={"run": run.uri},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=self._scaling,
+            run_config=RunConfig(  # type: ignore[call-arg]
+                name=run.name,
+                storage_path=run.storage.root.rsplit("/", 1)[0],
+                storage_filesystem=run.storage.filesystem,
+                callbacks=[DriverLedger(run.uri)],  # type: ignore[list-item]
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def _initialize_and_run_controller(self, **controller: Any) -> Result:  # Ray's signature
+        controller["scaling_policy"] = scaling_policy(self._recipe, self._run, self._scaling)
+        controller["failure_policy"] = RunFailurePolicy(self._run.uri, self._recipe.resilience.budgets)
+        return super()._initialize_and_run_controller(**controller)  # type: ignore[misc, no-any-return]
 
 
 def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train_worker) -> Summary:
-    """Train `recipe` in `run` on the connected Ray cluster, to the end; returns the summary.
+    """Train `recipe` in `run` on the connected Ray cluster, to the end or to a request to stop; returns the summary.
 
     Args:
         recipe: what to train.
@@ -63,35 +74,21 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     Raises:
         UserError: data, model or cluster do not fit the recipe, or another driver holds the run.
         LonghaulError: the run ended for a reason that it knows (divergence, for one).
-        ray.train.TrainingFailedError: workers were lost more often than `scaling.max_failures`.
+        ray.train.TrainingFailedError: workers were lost more often than `resilience.budgets` allow.
     """
     check(recipe)
     gpu = _check_resources(recipe)
     run.save_recipe(recipe)
     with lease(run):
         forget_snapshot(run)
-        trainer = TorchTrainer(
-            train_function,
-            train_loop_config={"run": run.uri},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=recipe.scaling.workers,
-                use_gpu=gpu,
-                resources_per_worker={"CPU": recipe.scaling.cpus_per_worker, **({"GPU": 1.0} if gpu else {})},
-            ),
-            run_config=RunConfig(  # type: ignore[call-arg]  # Ray's stubs show the class of Train V1
-                name=run.name,
-                storage_path=run.storage.root.rsplit("/", 1)[0],
-                storage_filesystem=run.storage.filesystem,
-                failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-                callbacks=[StopOnPurpose()],  # type: ignore[list-item]
-                logging_config=LoggingConfig(log_level="WARNING"),
-            ),
-        )
+        answered(run)  # whatever was asked of the run before: training it is asked for now
+        mark(run, "began", segment=run.summary().segment)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+        if recipe.scaling.elastic:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
         try:
-            trainer.fit()
+            RunTrainer(recipe, run, train_function, gpu).fit()
         except TrainingFailedError as error:
             cause = _cause(error)
             _close(run, "failed", (str(cause).splitlines() or [type(cause).__name__])[0])
@@ -99,7 +96,9 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
         except KeyboardInterrupt:
             _close(run, "stopped", "interrupted")
             raise
-    return run.summary()
+        summary = run.summary()
+        mark(run, "paused" if summary.status == "paused" else "ended", segment=summary.segment, step=summary.step)
+    return summary
 
 
 def check(recipe: Recipe) -> None:
@@ -118,6 +117,7 @@ def check(recipe: Recipe) -> None:
 def _close(run: RunDirectory, status: Literal["failed", "stopped"], reason: str) -> None:
     run.write_summary(run.summary().model_copy(update={"status": status, "error": reason}))
     run.add_event(status, reason, segment=run.summary().segment, step=run.summary().step)
+    mark(run, "ended", segment=run.summary().segment)
 
 
 def _check_resources(recipe: Recipe) -> bool:
@@ -127,17 +127,17 @@ def _check_resources(recipe: Recipe) -> bool:
     planned = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow the cluster to
     have = {kind: max(amount, planned.get(kind, 0)) for kind, amount in {**planned, **ray.cluster_resources()}.items()}
     scaling = recipe.scaling
-    gpu = have.get("GPU", 0) >= scaling.workers if scaling.gpu == "auto" else scaling.gpu
+    gpu = have.get("GPU", 0) >= scaling.least if scaling.gpu == "auto" else scaling.gpu
     if recipe.training.precision == "fp16" and not gpu:
         raise UserError(
             "training.precision fp16: needs a GPU for each worker, and the cluster has fewer",
             "Set training.precision to bf16 or fp32",
         )
-    needed = {"CPU": scaling.workers * scaling.cpus_per_worker, "GPU": float(scaling.workers if gpu else 0)}
+    needed = {"CPU": scaling.least * scaling.cpus_per_worker, "GPU": float(scaling.least if gpu else 0)}
     for kind, amount in needed.items():
         if amount > have.get(kind, 0):
             raise UserError(
-                f"scaling: {scaling.workers} workers need {amount:g} {kind}, the cluster has {have.get(kind, 0):g}",
+                f"scaling: {scaling.least} workers need {amount:g} {kind}, the cluster has {have.get(kind, 0):g}",
                 "Lower scaling.workers or scaling.cpus_per_worker, or add nodes",
             )
     return gpu

@@ -2,7 +2,7 @@
 
     build      model, engine, order of samples, schedule, from the recipe
     resume     from the newest checkpoint that verifies, at its exact position in the data
-    repeat     one global batch -> one optimizer step; log; validate; save
+    repeat     one global batch -> one optimizer step; look at the loss; validate; save; hear what comes from outside
     finish     measure the best checkpoint on the test split
 
 It knows how to train and nothing about the problem (`workloads`), how a step is computed (`engine`), where the processes
@@ -11,44 +11,50 @@ run (`ray_worker`) or where files lie (`storage`). All ranks run it in step; wha
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from longhaul.data.loader import BatchPlan, training_steps
+from longhaul.data.loader import BatchPlan, StepBatch, training_steps
 from longhaul.data.order import SampleOrder
-from longhaul.errors import UserError
-from longhaul.recipe import Duration, Recipe
-from longhaul.recipe.schedules import PlateauSchedule
-from longhaul.resilience.checkpoint import CheckpointStore, Retention, best_entries, load_weights
+from longhaul.data.samples import SampleSet
+from longhaul.recipe import Recipe
+from longhaul.resilience.checkpoint import CheckpointStore, Retention, load_weights
+from longhaul.resilience.notices import Notice
+from longhaul.resilience.requests import Request, StopRequested, answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
-from longhaul.training.checkpointing import Checkpointing, Report
-from longhaul.training.engine import build_engine
-from longhaul.training.evaluation import Evaluator
-from longhaul.training.patience import Patience, check_watched
-from longhaul.training.progress import Progress
+from longhaul.training.busy import Busy
+from longhaul.training.course import Course
+from longhaul.training.engine import Engine, build_engine
+from longhaul.training.evaluation import Evaluation, Evaluator
+from longhaul.training.logbook import Logbook
+from longhaul.training.memory import memory_guard, plan_batches, preflight
+from longhaul.training.progress import Progress, fresh_progress
+from longhaul.training.pulse import Pulse
 from longhaul.training.randomness import seed_everything
 from longhaul.training.ranks import Ranks
-from longhaul.training.record import Recorder
-from longhaul.training.schedule import build_schedule
-from longhaul.training.trackers import make_trackers
+from longhaul.training.reaction import react
+from longhaul.training.record import Recorder, SpikeError, begin_record
+from longhaul.training.resuming import Resumer
+from longhaul.training.rollback import Rollback
+from longhaul.training.saving import Report, Saver
 from longhaul.workloads import Workload
+
+_HOLD_S, _TICKS = 20.0, 16  # after a save for a resize; evaluation passes between two looks for a request
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """One run on this rank.
+    """One run on this rank: `recipe` and the `workload` built from it, written to `run`, by `ranks`.
 
     Attributes:
-        recipe: what to do.
-        workload: the problem, built from the recipe.
-        run: where everything is written.
-        ranks: this process among the workers.
         report: told, on every rank, of each complete checkpoint.
+        notice: asks whether a node is about to be taken away; a barrier of all ranks.
     """
 
     recipe: Recipe
@@ -56,210 +62,239 @@ class Trainer:
     run: RunDirectory
     ranks: Ranks
     report: Report
+    notice: Callable[[], Notice | None] | None = None
 
     def train(self) -> Summary:
         """Train to the end of the recipe, from wherever the run stands; returns the run's summary.
 
+        Its status tells an end (`finished`) from a stop on request (`paused`, `cancelled`).
+
         Raises:
             UserError: the recipe cannot be run by these workers, or its data are not in order.
-            DivergedError: the loss is not finite.
-            NonFiniteWeightsError: the weights are not finite.
+            MemoryExhaustedError: a batch does not fit; a restart takes a smaller one.
+            DivergedError: the loss is not finite, or leaps, and no remedy has helped.
         """
-        recipe, ranks = self.recipe, self.ranks
+        plan = plan_batches(self.run, self.recipe, self.ranks)
+        with Logbook.open(self.run, self.ranks, self.recipe.resilience.hang_s) as book:
+            attempt = self._prepare(plan, book)
+            with attempt.record, contextlib.closing(attempt.saver):  # whatever happens, what is there is written out
+                return attempt.run_on()
+
+    def _prepare(self, plan: BatchPlan, book: Logbook) -> Attempt:
+        recipe, ranks, train = self.recipe, self.ranks, self.workload.splits.train
 
         # ---- build -----------------------------------------------------------------------------------------------
-        plan = self._plan()
-        seed_everything(recipe.seed)  # the same initial weights on every rank
-        engine = build_engine(recipe, self.workload.build_model(), plan, ranks)
+        course = Course(recipe, len(train))
+        progress = fresh_progress(recipe, self.workload)
+        if recipe.resilience.preflight and ranks.from_first(not CheckpointStore(self.run).candidates()):
+            preflight(lambda: self._engine(plan), self.stream(plan, progress), self.workload.loss, plan.micro_batch)
+        engine = self._engine(plan)
         averaged = None
-        if recipe.training.ema_decay is not None:
-            averaged = AveragedModel(
-                engine.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.training.ema_decay), use_buffers=True
-            )
-        rate_at = self._schedule()
-        evaluate = Evaluator(recipe, self.workload, ranks)
+        if (decay := recipe.training.ema_decay) is not None:
+            averaged = AveragedModel(engine.module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        keep = Retention(recipe.checkpoints.keep_latest, recipe.checkpoints.keep_best, self.workload.goal.direction)
 
         # ---- resume ----------------------------------------------------------------------------------------------
         seed_everything(recipe.seed, ranks.rank)  # dropout differs by rank
-        attempt = ranks.from_first(uuid.uuid4().hex[:8])
-        checkpoints = Checkpointing(self.run, recipe, ranks, engine, averaged, attempt, self.fingerprint, self.report)
-        resumed = checkpoints.resume()
-        progress = resumed or self._fresh_progress()
-        record = self._recorder(progress, "resumed" if resumed else "started", plan)
-        order = SampleOrder(self.epoch_samples, self.fingerprint, recipe.seed, excluded=frozenset(progress.excluded))
-        stream = training_steps(self.workload.splits.train, order, plan, progress.cursor, workers=recipe.data.loader_workers)
+        resumer = Resumer(self.run, recipe, ranks, engine, averaged, train.fingerprint, book.beat)
+        resumed = resumer.resume()
+        progress = resumed or progress
+        progress.segment, progress.cadence.nodes = book.segment, ranks.world_size
+        record = begin_record(self, progress, course, plan, resumed=resumed is not None)
+        saver = Saver(self.run, ranks, engine, averaged, book.attempt, self.report, keep)
+        rollback = Rollback(self.workload, engine, resumer, saver, record, book)
+        rollback.apply(progress)
+        return Attempt(self, plan, course, engine, averaged, progress, record, saver, rollback, book)
 
-        with record:  # whatever happens, what was measured is written out
-            # ---- repeat ------------------------------------------------------------------------------------------
-            while not self.over(progress):
-                batch = next(stream)
-                rate = rate_at(progress.step) * progress.rate_factor
-                result = engine.step(batch.micro_batches, self.workload.loss, rate)
-                if averaged is not None:
-                    averaged.update_parameters(engine.module)
-                before, progress.cursor, progress.step = progress.cursor, batch.cursor, progress.step + 1
-                record.step(result)
+    def stream(self, plan: BatchPlan, progress: Progress) -> Generator[StepBatch, None, None]:
+        """The batches from where `progress` stands."""
+        train = self.workload.splits.train
+        order = SampleOrder(len(train), train.fingerprint, self.recipe.seed, excluded=frozenset(progress.excluded))
+        return training_steps(train, order, plan, progress.cursor, workers=self.recipe.data.loader_workers)
 
-                if progress.step == 1 or self.due(recipe.tracking.log_every, before, progress):
-                    record.training(progress, rate)
+    def _engine(self, plan: BatchPlan) -> Engine:
+        seed_everything(self.recipe.seed)  # the same initial weights on every rank
+        return build_engine(self.recipe, self.workload.build_model(), plan, self.ranks)
 
-                metrics: dict[str, float] = {}
-                if self.due(recipe.validation.every, before, progress):
-                    with record.pause():
-                        model = engine.module if averaged is None else averaged.module
-                        ranks.average_buffers([model])
-                        metrics = record.evaluation(progress, "val", evaluate(model, self.workload.splits.validation))
-                        self._react(progress, metrics, record)
 
-                goal = metrics.get(self.goal)
-                permanent = recipe.checkpoints.keep_every is not None and self.due(
-                    recipe.checkpoints.keep_every, before, progress, end=False
-                )
-                if permanent or self.due(recipe.checkpoints.every, before, progress) or self._is_among_best(goal):
-                    with record.pause():
-                        name = checkpoints.save(progress, metrics, goal=goal, permanent=permanent, retention=self._retention)
-                        record.checkpoint(progress, name, goal)
+@dataclass
+class Attempt:
+    """From one start of the workers to their end; `progress` is where it stands."""
 
-            stream.close()  # ends the loader's processes
+    trainer: Trainer
+    plan: BatchPlan
+    course: Course
+    engine: Engine
+    averaged: AveragedModel | None
+    progress: Progress
+    record: Recorder
+    saver: Saver
+    rollback: Rollback
+    book: Logbook
+    _saved_s: float = field(default_factory=time.monotonic)
 
-            # ---- finish ------------------------------------------------------------------------------------------
-            best = load_weights(self.run, "best")
-            model = self.workload.build_model(initial=False)
-            model.load_state_dict(best.state)
-            results = record.evaluation(progress, "test", evaluate(model.to(ranks.device), self.workload.splits.test))
-            record.finish(progress, results, f"test of {best.checkpoint}")
-            ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
-            return record.summary
+    def __post_init__(self) -> None:
+        trainer = self.trainer
+        self.recipe, self.ranks, self.workload = trainer.recipe, trainer.ranks, trainer.workload
+        self.busy = Busy(self.workload.loss)
+        self.evaluate = Evaluator(self.recipe, self.workload, self.ranks)
+        self.pulse = Pulse(self.ranks, self.recipe.resilience.poll_s, trainer.notice)
+        self.stream = trainer.stream(self.plan, self.progress)
 
-    # ---- lengths: all in samples, pure functions of the position ---------------------------------------------------
-
-    @cached_property
-    def epoch_samples(self) -> int:
-        """Samples an epoch."""
-        return len(self.workload.splits.train)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The training data's fingerprint."""
-        return self.workload.splits.train.fingerprint
-
-    @cached_property
-    def total_samples(self) -> int:
-        """Length of the run."""
-        return self._samples(self.recipe.training.length)
-
-    def over(self, progress: Progress) -> bool:
-        """Whether training is at its end."""
-        return progress.stopped_early or progress.cursor >= self.total_samples
-
-    def due(self, every: Duration, before: int, progress: Progress, *, end: bool = True) -> bool:
-        """Whether a multiple of `every` lies in (before, cursor], or (with `end`) the run has just ended."""
-        interval = max(self._samples(every), 1)
-        return (end and self.over(progress)) or progress.cursor // interval > before // interval
-
-    def _samples(self, duration: Duration) -> int:
-        return duration.samples(global_batch=self.recipe.training.global_batch, epoch_samples=self.epoch_samples)
-
-    def _steps(self, duration: Duration) -> int:
-        return duration.steps(global_batch=self.recipe.training.global_batch, epoch_samples=self.epoch_samples)
-
-    # ---- parts ---------------------------------------------------------------------------------------------------
-
-    @property
-    def goal(self) -> str:
-        """The name of the metric that decides which checkpoint is best."""
-        return f"val/{self.workload.goal.metric}"
-
-    @property
-    def _retention(self) -> Retention:
-        keep = self.recipe.checkpoints
-        return Retention(keep.keep_latest, keep.keep_best, self.workload.goal.direction)
-
-    def _plan(self) -> BatchPlan:
-        training = self.recipe.training
+    def run_on(self) -> Summary:
+        """Train on from where `progress` stands, through spikes, to the end or a request to stop."""
         try:
-            return BatchPlan.derive(training.global_batch, training.micro_batch, self.ranks.rank, self.ranks.world_size)
-        except ValueError as error:
-            raise UserError(f"training.global_batch: {error}", "Change scaling.workers or the global batch") from None
+            if self.progress.step == 0:
+                self.save()  # so that there is something to roll back to from the first step on
+            if self.progress.owes_validation:
+                self.validate()
+            # ---- repeat ------------------------------------------------------------------------------------------
+            while not self.course.over(self.progress):
+                try:
+                    self.step()
+                except SpikeError as error:
+                    self.progress = self.rollback.roll_back(self.progress, error.spike)
+                    self._restart_stream()
+            self.stream.close()  # ends the loader's processes
+            return self.finish()
+        except StopRequested as stop:
+            return self.stop(stop.request)
 
-    def _schedule(self) -> Callable[[int], float]:
-        training = self.recipe.training
-        return build_schedule(
-            training.schedule,
-            lr=training.optimizer.lr,
-            total_steps=self._steps(training.length),
-            steps_per_epoch=self.epoch_samples / training.global_batch,
-            steps=self._steps,
-        )
+    def step(self) -> None:
+        """One optimizer step, and what is due after it.
 
-    def _fresh_progress(self) -> Progress:
-        progress = Progress(fingerprint=self.fingerprint)
-        schedule, early = self.recipe.training.schedule, self.recipe.training.early_stopping
-        direction = self.workload.goal.direction
-        if isinstance(schedule, PlateauSchedule):
-            progress.plateau = Patience(patience=schedule.patience, direction=direction, min_delta=schedule.min_delta)
-        check_watched(early, self.workload)
-        if early is not None:
-            progress.early = Patience(patience=early.patience, direction=early.direction or direction, min_delta=early.min_delta)
-        return progress
-
-    def _recorder(self, progress: Progress, kind: str, plan: BatchPlan) -> Recorder:
-        old = self.ranks.from_first(self.run.summary())
-        progress.segment = old.segment + 1
-        trackers = make_trackers(self.recipe, self.run, progress.tracker_runs) if self.ranks.is_first else None
-        progress.tracker_runs = dict(trackers.run_ids) if trackers else progress.tracker_runs
-        changes = {
-            "status": "running",
-            "error": None,
-            "workload": self.recipe.workload.kind,
-            "goal": self.goal,
-            "goal_direction": self.workload.goal.direction,
-            "started_s": old.started_s or time.time(),
-            "total_steps": self._steps(self.recipe.training.length),
-            **self._best_so_far(),
-        }
-        record = Recorder(self.run, self.ranks, old.model_copy(update=changes), self.epoch_samples, trackers)
-        record.write_summary(progress)
-        where = f"step {progress.step} on {self.ranks.world_size} workers"
-        record.event(kind, progress, f"{kind} at {where}", micro_batch=plan.micro_batch, accumulation=plan.accumulation)
-        return record
-
-    def _best_so_far(self) -> dict[str, object]:
-        """What the store says: the last words of a killed attempt may be missing from its summary."""
-        ranked = best_entries(CheckpointStore(self.run).entries(), self.workload.goal.direction) if self.ranks.is_first else []
-        if not ranked:
-            return {"best": None, "best_step": None, "best_checkpoint": None}
-        return {"best": ranked[0].goal, "best_step": ranked[0].step, "best_checkpoint": ranked[0].name}
-
-    def _react(self, progress: Progress, metrics: dict[str, float], record: Recorder) -> None:
-        """What a validation changes: the plateau schedule's factor, the end by early stopping."""
-        schedule, early = self.recipe.training.schedule, self.recipe.training.early_stopping
-        if isinstance(schedule, PlateauSchedule) and progress.plateau and progress.plateau.update(metrics[self.goal]):
-            progress.rate_factor *= schedule.gamma
-            record.event(
-                "plateau", progress, f"learning rate times {schedule.gamma:g}: no better {self.goal} for {schedule.patience}"
-            )
-        if early is None or progress.early is None or progress.cursor < self._samples(early.warmup):
+        Raises:
+            SpikeError: the loss or the weights are not sound.
+            StopRequested: here the run shall end.
+        """
+        progress, course, recipe = self.progress, self.course, self.recipe
+        self.book.at("data")
+        since = time.monotonic()
+        batch = next(self.stream)
+        self.busy.add(time.monotonic() - since)
+        if self.rollback.leave_out(progress, batch):
+            self._restart_stream()
             return
-        watched = early.metric or self.goal
-        if progress.early.update(metrics[watched]):
-            progress.stopped_early = True
-            record.event(
-                "early_stop",
-                progress,
-                f"stopped: no better {watched} than {progress.early.best} for {early.patience} validations",
-            )
 
-    def _is_among_best(self, goal: float | None) -> bool:
-        """Whether a goal just measured is worth a checkpoint at once, whatever the cadence."""
-        if goal is None or self.recipe.checkpoints.keep_best == 0:
-            return False
-        worth = False
-        if self.ranks.is_first:  # the others need not look at the storage as well
-            best, k = (
-                best_entries(CheckpointStore(self.run).entries(), self.workload.goal.direction),
-                self.recipe.checkpoints.keep_best,
-            )
-            sign = 1 if self.workload.goal.direction == "max" else -1
-            worth = len(best) < k or sign * goal > sign * (best[k - 1].goal or 0.0)
-        return self.ranks.from_first(worth)
+        self.book.at("step", progress.step)
+        rate = course.rate_at(progress.step) * progress.rate_factor
+        with memory_guard(self.plan.micro_batch):
+            result = self.engine.step(batch.micro_batches, self.busy.loss, rate)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.engine.module)
+        before, progress.cursor, progress.step = progress.cursor, batch.cursor, progress.step + 1
+        self.book.stepped(progress.step, recipe.training.global_batch)
+        self.record.step(result)
+
+        # What is due is the same on all ranks, and all of it needs to know first that the loss is sound.
+        log_due = progress.step == 1 or course.due(recipe.tracking.log_every, before, progress)
+        validation_due = course.due(recipe.validation.every, before, progress)
+        permanent = course.due(recipe.checkpoints.keep_every, before, progress, end=False)
+        save_due = permanent or course.due(recipe.checkpoints.every, before, progress)
+        pulse_due = self.pulse.due(progress.step)
+        if log_due or validation_due or save_due or pulse_due:
+            self.record.look(progress)
+        if log_due:
+            self.record.training(progress, rate)
+        goal = self.validate() if validation_due else None
+        save_due |= course.over(progress)  # early stopping may have ended the run just now
+        if save_due or self.record.is_among_best(goal, recipe.checkpoints.keep_best, self.saver.under_way):
+            self.save(goal, permanent=permanent, wait=course.over(progress))
+        if pulse_due:
+            self.hear()
+
+    def validate(self) -> float:
+        """Measure the model on the validation split; returns the goal metric.
+
+        Raises:
+            StopRequested: it was broken off; a resume measures before it trains on.
+        """
+        self.progress.owes_validation = True
+        model = self.engine.module if self.averaged is None else self.averaged.module
+        with self.book.during("validation"), self.record.pause():
+            self.ranks.average_buffers([model])
+            result = self._measure(model, self.workload.splits.validation)
+            self.progress.owes_validation = False
+            metrics = self.record.evaluation(self.progress, "val", result)
+            react(self.progress, metrics, self.recipe, self.course, self.record)
+        return metrics[self.record.summary.goal]
+
+    def save(self, goal: float | None = None, *, permanent: bool = False, wait: bool = False) -> None:
+        """Begin a checkpoint; with `wait`, see it complete.
+
+        Raises:
+            SpikeError: the weights are not finite; nothing was published.
+        """
+        with self.book.during("saving"), self.record.pause():
+            metrics = {} if goal is None else {self.record.summary.goal: goal}
+            settled = self.saver.save(self.progress, metrics, goal=goal, permanent=permanent)
+            settled += self.saver.wait() if wait else []
+            self._saved_s = time.monotonic()
+        self.record.settled(self.progress, settled)
+
+    def hear(self) -> None:
+        """Put together with the other ranks what has come from outside, and act on it; may raise as `step` does."""
+        due = self.recipe.checkpoints.ephemeral == "auto" and (
+            time.monotonic() - self._saved_s > self.progress.cadence.interval_s()
+        )
+        news = self.pulse.beat(
+            self.progress.step, self.saver.standing, self.busy, self.book.request, save=due, cost_s=self.saver.duration_s
+        )
+        self.book.keep()
+        self.progress.cadence.observe_uptime(self.pulse.passed_s)
+        self.record.heard(self.progress, news)
+        self.record.settled(self.progress, self.saver.settle(news.standings))
+        if news.save:
+            self.save(wait=news.urgent)
+        if news.request is not None and news.request.kind == "save":
+            self.save(wait=True)
+            if self.ranks.is_first:
+                answered(self.trainer.run, news.request)
+            with self.book.during("waiting"), self.record.pause():
+                time.sleep(_HOLD_S)  # whoever asked is about to end these workers: a step more would be lost
+        elif news.request is not None:
+            raise StopRequested(news.request)
+
+    def stop(self, request: Request) -> Summary:
+        """End here, on request."""
+        self.stream.close()
+        if request.kind == "pause":
+            self.save(wait=True)
+        else:
+            self.record.settled(self.progress, self.saver.wait())
+        self.record.stop(self.progress, "paused" if request.kind == "pause" else "cancelled")
+        if self.ranks.is_first:
+            answered(self.trainer.run, request)
+        self.ranks.gather(None)
+        return self.record.summary
+
+    def finish(self) -> Summary:
+        """Training is over: measure the best checkpoint on the test split."""
+        self.record.settled(self.progress, self.saver.wait())
+        self.saver.retire()
+        best = load_weights(self.trainer.run, "best")
+        model = self.workload.build_model(initial=False)
+        model.load_state_dict(best.state)
+        with self.book.during("validation"):
+            result = self._measure(model.to(self.ranks.device), self.workload.splits.test)
+            results = self.record.evaluation(self.progress, "test", result)
+        self.record.finish(self.progress, results, f"test of {best.checkpoint}")
+        self.ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
+        return self.record.summary
+
+    def _measure(self, model: nn.Module, samples: SampleSet) -> Evaluation:
+        """Evaluate, asking every few batches whether somebody wants the run to stop."""
+        ticks = itertools.count(1)
+
+        def tick() -> None:
+            self.book.beat()
+            if next(ticks) % _TICKS == 0:
+                request = self.ranks.from_first(self.book.request)
+                if request is not None and request.kind != "save":
+                    raise StopRequested(request)
+
+        return self.evaluate(model, samples, tick)
+
+    def _restart_stream(self) -> None:
+        self.stream.close()
+        self.stream = self.trainer.stream(self.plan, self.progress)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from longhaul.training.patience import Patience
+from longhaul.data.subset import excluded_indices
+from longhaul.recipe import Recipe
+from longhaul.recipe.schedules import PlateauSchedule
+from longhaul.resilience.cadence import Cadence
+from longhaul.resilience.divergence import LossMonitor, Remedies
+from longhaul.training.patience import Patience, check_watched
+from longhaul.workloads import Workload
 
 
 class Progress(BaseModel):
@@ -19,10 +25,14 @@ class Progress(BaseModel):
         rate_factor: what the plateau schedule has taken off the learning rate.
         plateau, early: bookkeeping of the plateau schedule and of early stopping.
         stopped_early: training has ended before its length.
+        owes_validation: the validation at this position was broken off and comes first after a resume.
+        monitor: statistics of the loss, which tell a spike.
+        remedies: what has been done about spikes.
+        cadence: what is known of the cost of saves and the distance of losses.
         tracker_runs: ids at the experiment trackers, by tracker.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     fingerprint: str = ""
     cursor: int = 0
@@ -33,4 +43,26 @@ class Progress(BaseModel):
     plateau: Patience | None = None
     early: Patience | None = None
     stopped_early: bool = False
+    owes_validation: bool = False
+    monitor: LossMonitor = LossMonitor()
+    remedies: Remedies = Remedies()
+    cadence: Cadence = Cadence()
     tracker_runs: dict[str, str] = {}
+
+
+def fresh_progress(recipe: Recipe, workload: Workload) -> Progress:
+    """The beginning of a run."""
+    train, direction = workload.splits.train, workload.goal.direction
+    schedule, early = recipe.training.schedule, recipe.training.early_stopping
+    progress = Progress(
+        fingerprint=train.fingerprint,
+        excluded=excluded_indices(train, recipe.data.excluded),
+        monitor=LossMonitor(sigma=recipe.resilience.spike_sigma),
+        cadence=Cadence(least_s=recipe.checkpoints.ephemeral_min_s, most_s=recipe.checkpoints.ephemeral_max_s),
+    )
+    if isinstance(schedule, PlateauSchedule):
+        progress.plateau = Patience(patience=schedule.patience, direction=direction, min_delta=schedule.min_delta)
+    check_watched(early, workload)
+    if early is not None:
+        progress.early = Patience(patience=early.patience, direction=early.direction or direction, min_delta=early.min_delta)
+    return progress

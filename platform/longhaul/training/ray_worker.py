@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,16 +15,21 @@ import torch
 
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.loop import Trainer
+from longhaul.training.preemption import notice
 from longhaul.training.ranks import Ranks
 from longhaul.training.report import report_checkpoint
-from longhaul.workloads import build
+from longhaul.workloads import Workload, build
+
+Dress = Callable[[Workload, Ranks, RunDirectory], Workload]
+"""Puts something around the real workload: faults, in drills and tests."""
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(config: dict[str, Any], dress: Dress | None = None) -> None:
     """The train function for `ray.train.torch.TorchTrainer`.
 
     Args:
         config: `run`: address of the run directory, which holds the recipe.
+        dress: put around the workload.
     """
     logging.getLogger("longhaul").setLevel(logging.INFO)
     # One line a rank and checkpoint with all its metrics; `LoggingConfig` misses it, as this logger is named by its file.
@@ -35,4 +41,5 @@ def train_worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(math.floor(recipe.scaling.cpus_per_worker), 1))
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
-    Trainer(recipe, build(recipe), run, ranks, partial(report_checkpoint, run)).train()
+    workload = build(recipe) if dress is None else dress(build(recipe), ranks, run)
+    Trainer(recipe, workload, run, ranks, partial(report_checkpoint, run), notice).train()

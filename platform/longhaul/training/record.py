@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
-from longhaul.errors import LonghaulError
+from longhaul.data.loader import BatchPlan
+from longhaul.recipe import Recipe
+from longhaul.resilience.checkpoint import CheckpointStore, best_entries
+from longhaul.resilience.divergence import Spike
 from longhaul.resilience.run_directory import RunDirectory, Summary, event_row
+from longhaul.training.busy import Stragglers
+from longhaul.training.course import Course
 from longhaul.training.engine import StepResult
 from longhaul.training.evaluation import Evaluation
 from longhaul.training.progress import Progress
+from longhaul.training.pulse import News
 from longhaul.training.ranks import Ranks
-from longhaul.training.trackers import Trackers
+from longhaul.training.saving import Save
+from longhaul.training.tracker_feed import Status
+from longhaul.training.trackers import Trackers, make_trackers
+from longhaul.workloads import Workload
 
 _SUMMARY_S = 5.0
+_TRACKED: dict[str, Status] = {"finished": "finished", "paused": "stopped", "cancelled": "stopped"}
 
 
-class DivergedError(LonghaulError):
-    """The loss is NaN or infinite."""
+class SpikeError(Exception):
+    """The loss or the weights are not sound: to be answered by a rollback; raised on all ranks at the same step."""
+
+    def __init__(self, spike: Spike) -> None:
+        super().__init__(f"step {spike.step}: {spike.kind}")
+        self.spike = spike
 
 
 class Recorder:
@@ -40,33 +55,47 @@ class Recorder:
         self.summary = summary
         self._writer = run.metric_writer()
         self._events = run.event_writer()
-        self._losses: list[Tensor] = []
-        self._norm: Tensor | None = None
+        self._unseen: list[StepResult] = []
+        self._losses: list[float] = []
+        self._norm: float | None = None
         self._window_s = time.monotonic()
         self._window_samples: int | None = None
         self._summary_s = 0.0
+        self._stragglers = Stragglers()
 
     def step(self, result: StepResult) -> None:
         """Take one step's loss; nothing is read back from the device."""
-        self._losses.append(result.loss)
-        self._norm = result.grad_norm
+        self._unseen.append(result)
 
-    def training(self, progress: Progress, rate: float) -> None:
-        """A log point: write the mean loss of all ranks since the last one, rate, gradient norm and throughput.
+    def look(self, progress: Progress) -> None:
+        """Read back the losses and gradient norms since the last look, and judge each.
 
         Raises:
-            DivergedError: a loss in the window is not finite, on any rank.
+            SpikeError: one is not finite, or leaps; those after it are forgotten.
         """
-        losses = self._ranks.mean(torch.stack(self._losses))
+        results, self._unseen = self._unseen, []
+        if not results:
+            return
+        losses = self._ranks.mean(torch.stack([result.loss for result in results])).tolist()
+        norms = [None if result.grad_norm is None else float(result.grad_norm) for result in results]
+        first = progress.step - len(results) + 1
+        for step, loss, norm in zip(range(first, progress.step + 1), losses, norms, strict=True):
+            spike = progress.monitor.update(step, loss, norm)
+            if spike is not None:
+                raise SpikeError(spike)
+            self._losses.append(loss)
+            self._norm = norm
+
+    def forget(self) -> None:
+        """Drop what belongs to steps that are rolled back."""
+        self._unseen, self._losses, self._window_samples = [], [], None
+
+    def training(self, progress: Progress, rate: float) -> None:
+        """A log point, after a look: write the mean loss of all ranks since the last one, rate, gradient norm, throughput."""
+        values = {"train/loss": sum(self._losses) / len(self._losses), "train/lr": rate}
         self._losses = []
-        loss = float(losses.mean())
-        if not torch.isfinite(losses).all():
-            raise DivergedError(
-                f"step {progress.step}: the training loss is {loss}; lower training.optimizer.lr or set training.clip_norm"
-            )
-        values = {"train/loss": loss, "train/lr": rate}
         if self._norm is not None:
-            values["train/grad_norm"] = float(self._norm)
+            values["train/grad_norm"] = self._norm
         now = time.monotonic()
         if self._window_samples is not None and now > self._window_s:
             values["train/samples_per_s"] = (progress.cursor - self._window_samples) / (now - self._window_s)
@@ -97,12 +126,59 @@ class Recorder:
             self.event("validated", progress, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         return values
 
-    def checkpoint(self, progress: Progress, name: str, goal: float | None) -> None:
-        """Record a complete checkpoint, and whether it is the best so far."""
-        self.event("checkpoint", progress, f"saved {name}", checkpoint=name, goal=goal)
-        best, sign = self.summary.best, 1 if self.summary.goal_direction == "max" else -1
-        is_best = goal is not None and (best is None or sign * goal > sign * best)
-        self.write_summary(progress, **({"best": goal, "best_step": progress.step, "best_checkpoint": name} if is_best else {}))
+    def settled(self, progress: Progress, saves: list[Save]) -> None:
+        """Record saves that are over: complete checkpoints, and whether one is the best so far; or why one failed.
+
+        Raises:
+            SpikeError: the weights of one were not finite.
+        """
+        for save in saves:
+            standing, reason = save.standing
+            at = progress.model_copy(update={"step": save.step})
+            if standing == "nonfinite":
+                self.event("save_failed", at, f"{save.name}: {reason}")
+                raise SpikeError(Spike(step=save.step, loss=math.nan, kind="nonfinite"))
+            if standing == "failed":
+                self.event("save_failed", at, f"{save.name}: {reason}; training goes on from what is saved")
+                continue
+            progress.cadence.observe_save(save.stall_s)
+            detail = {"checkpoint": save.name, "goal": save.goal, "stall_s": save.stall_s, "cadence": progress.cadence.decision()}
+            self.event("checkpoint", at, f"saved {save.name}", **detail)
+            if self._is_better(save.goal, self.summary.best):
+                self.write_summary(progress, best=save.goal, best_step=save.step, best_checkpoint=save.name)
+            else:
+                self.write_summary(progress)
+
+    def heard(self, progress: Progress, news: News) -> None:
+        """Record what a pulse brought: how busy each rank is, stragglers, a notice of preemption."""
+        if any(news.busy_s):
+            self.metrics(progress, {f"ranks/{rank}/busy_s": busy for rank, busy in enumerate(news.busy_s)})
+        for rank in self._stragglers.look(news.busy_s):
+            text = f"rank {rank} needs {news.busy_s[rank]:.3g} s a step of its own, far more than the others"
+            self.event("straggler", progress, text, rank=rank, busy_s=news.busy_s)
+        if news.urgent and news.notice is not None:
+            self.event("preemption", progress, f"notice: {news.notice}; a checkpoint is saved at once")
+
+    def is_among_best(self, goal: float | None, keep: int, under_way: Save | None) -> bool:
+        """Whether a goal just measured is worth a checkpoint at once, whatever the cadence.
+
+        Args:
+            goal: the goal; None where none was measured.
+            keep: how many of the best stay.
+            under_way: the save that is being written and may not be on storage yet.
+        """
+        if goal is None or keep == 0:
+            return False
+        worth = False
+        if self._ranks.is_first:  # the others need not look at the storage as well
+            goals = {entry.name: entry.goal for entry in CheckpointStore(self._run).entries()}
+            goals |= {under_way.name: under_way.goal} if under_way is not None else {}
+            worth = sum(other is not None and not self._is_better(goal, other) for other in goals.values()) < keep
+        return self._ranks.from_first(worth)
+
+    def _is_better(self, goal: float | None, than: float | None) -> bool:
+        sign = 1 if self.summary.goal_direction == "max" else -1
+        return goal is not None and (than is None or sign * goal > sign * than)
 
     def metrics(self, progress: Progress, values: dict[str, float]) -> None:
         """Write values at the step of `progress`."""
@@ -149,6 +225,11 @@ class Recorder:
         self.event("finished", progress, f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
         self.write_summary(progress, status="finished", results=results)
 
+    def stop(self, progress: Progress, status: Literal["paused", "cancelled"]) -> None:
+        """The run ends here, on request."""
+        self.event(status, progress, f"{status} at step {progress.step}")
+        self.write_summary(progress, status=status)
+
     def __enter__(self) -> Recorder:
         return self
 
@@ -158,4 +239,49 @@ class Recorder:
             self._writer.close()
             self._events.close()
             if self._trackers is not None:
-                self._trackers.close("finished" if kind is None else "failed")
+                self._trackers.close("failed" if kind is not None else _TRACKED[self.summary.status])
+
+
+class Beginner(Protocol):
+    """What `begin_record` wants to know of the trainer."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def workload(self) -> Workload: ...
+    @property
+    def run(self) -> RunDirectory: ...
+    @property
+    def ranks(self) -> Ranks: ...
+
+
+def begin_record(trainer: Beginner, progress: Progress, course: Course, plan: BatchPlan, *, resumed: bool) -> Recorder:
+    """The record of a new segment: trackers, summary, and the event `started` or `resumed`."""
+    run, ranks, goal = trainer.run, trainer.ranks, trainer.workload.goal
+    old = ranks.from_first(run.summary())
+    if resumed and old.status == "running":  # nobody has stopped it: its workers were lost
+        progress.cadence.observe_loss()
+    trackers = make_trackers(trainer.recipe, run, progress.tracker_runs) if ranks.is_first else None
+    progress.tracker_runs = dict(trackers.run_ids) if trackers else progress.tracker_runs
+    # What the store says: the last words of a killed attempt may be missing from its summary.
+    ranked = best_entries(CheckpointStore(run).entries(), goal.direction) if ranks.is_first else []
+    best = ranked[0] if ranked else None
+    changes = {
+        "status": "running",
+        "error": None,
+        "workload": trainer.recipe.workload.kind,
+        "goal": f"val/{goal.metric}",
+        "goal_direction": goal.direction,
+        "started_s": old.started_s or time.time(),
+        "total_steps": course.total_steps,
+        "best": best.goal if best else None,
+        "best_step": best.step if best else None,
+        "best_checkpoint": best.name if best else None,
+    }
+    record = Recorder(run, ranks, old.model_copy(update=changes), course.epoch_samples, trackers)
+    record.write_summary(progress)
+    kind = "resumed" if resumed else "started"
+    where = f"step {progress.step} on {ranks.world_size} workers"
+    detail = {"micro_batch": plan.micro_batch, "accumulation": plan.accumulation, "workers": ranks.world_size}
+    record.event(kind, progress, f"{kind} at {where}", **detail)
+    return record

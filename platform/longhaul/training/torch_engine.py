@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from longhaul.data.samples import Batch
 from longhaul.recipe.schema import TrainingSection
-from longhaul.training.engine import LossFunction, StepResult, autocast, to_device
+from longhaul.training.engine import LossFunction, StepResult, Writer, autocast, to_device
+from longhaul.training.host_copy import HostCopy
 from longhaul.training.optimizer import build_optimizer, set_rate
 from longhaul.training.ranks import Ranks
 
@@ -26,6 +28,8 @@ class TorchEngine:
     def __init__(self, section: TrainingSection, model: nn.Module, ranks: Ranks) -> None:
         self._section = section
         self._ranks = ranks
+        self._clip_norm = section.clip_norm
+        self._weights_copy, self._state_copy = HostCopy(), HostCopy()
         self._model = model.to(ranks.device)
         self._optimizer = build_optimizer(section.optimizer, self._model)
         self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=section.precision == "fp16")
@@ -58,37 +62,42 @@ class TorchEngine:
                 self._scaler.scale(value).backward()
             total += value.detach()
         norm = None
-        if self._section.clip_norm is not None:
+        if self._clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._section.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         set_rate(self._optimizer, rate)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(total, norm)
 
+    def set_clip_norm(self, norm: float) -> None:
+        """Clip to `norm` from now on."""
+        self._clip_norm = norm
+
     def weights(self) -> dict[str, Tensor]:
         """Whole weights and buffers, on rank 0."""
         if not self._ranks.is_first:
             return {}
-        return {name: value.detach().cpu().contiguous() for name, value in self._model.state_dict().items()}
+        weights: dict[str, Tensor] = self._weights_copy(dict(self._model.state_dict()))
+        return weights
 
-    def save(self, folder: Path) -> None:
-        """Rank 0 writes model, optimizer and scaler; the others nothing."""
-        if self._ranks.is_first:
-            path = folder / _FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            state = {
-                "model": self._model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-            }
-            torch.save(state, path)
+    def snapshot(self) -> Writer:
+        """Rank 0 copies optimizer and scaler; the others nothing."""
+        if not self._ranks.is_first:
+            return lambda folder: None
+        state = self._state_copy({"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()})
+
+        def write(folder: Path) -> None:
+            (folder / _FILE).parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, folder / _FILE)
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Every rank reads the whole state."""
         state = torch.load(folder / _FILE, map_location=self._ranks.device, weights_only=True)
-        self._model.load_state_dict(state["model"])
+        self._model.load_state_dict(load_file(folder / "model.safetensors"))
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 

@@ -7,8 +7,10 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,12 @@ from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, load_weights
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.checkpointing import Checkpointing, NonFiniteWeightsError
 from longhaul.training.engine import Engine, build_engine
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
 from longhaul.training.ranks import Ranks
+from longhaul.training.resuming import Resumer
+from longhaul.training.saving import Saver
 from longhaul.workloads import build
 
 RECIPE = """
@@ -61,14 +64,18 @@ def copied(finished: RunDirectory, tmp_path: Path) -> Iterator[RunDirectory]:
     shutil.rmtree(target)
 
 
-def checkpointing(recipe: Recipe, run: RunDirectory) -> Checkpointing:
+def resumer(recipe: Recipe, run: RunDirectory) -> Resumer:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     from longhaul.data.loader import BatchPlan
 
     engine: Engine = build_engine(recipe, build(recipe).build_model(), BatchPlan.derive(8, 8), ALONE)
     averaged = AveragedModel(engine.module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
-    return Checkpointing(run, recipe, ALONE, engine, averaged, "feedbeef", build(recipe).splits.train.fingerprint, nothing)
+    return Resumer(run, recipe, ALONE, engine, averaged, build(recipe).splits.train.fingerprint)
+
+
+def saver(one: Resumer) -> Saver:
+    return Saver(one.run, ALONE, one.engine, one.averaged, "feedbeef", nothing, Retention(9, 1, "max"))
 
 
 def files_of_a_checkpoint() -> list[str]:
@@ -104,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     with caplog.at_level(logging.WARNING, "longhaul"):
-        progress = checkpointing(recipe, copied).resume()
+        progress = resumer(recipe, copied).resume()
     assert progress is not None
     assert progress.step == 4
     assert newest.name in caplog.text
@@ -139,18 +146,18 @@ def test_when_none_is_whole_the_run_stops_and_nothing_is_lost(recipe: Recipe, co
     for name in names:
         (Path(copied.uri) / "checkpoints" / name / "engine" / "torch.pt").unlink()
     with pytest.raises(IntegrityError, match="none of its checkpoints verifies"):
-        checkpointing(recipe, copied).resume()
+        resumer(recipe, copied).resume()
     assert [entry.name for entry in CheckpointStore(copied).entries()] == names  # and none is marked
 
 
 def test_when_none_was_ever_complete_the_run_starts_over(recipe: Recipe, copied: RunDirectory) -> None:
     for entry in CheckpointStore(copied).entries():
         (Path(copied.uri) / "checkpoints" / entry.name / "manifest-00000-of-00001.json").unlink()
-    assert checkpointing(recipe, copied).resume() is None
+    assert resumer(recipe, copied).resume() is None
 
 
 def test_other_data_are_not_gone_on_with(recipe: Recipe, copied: RunDirectory) -> None:
-    changed = dataclasses.replace(checkpointing(recipe, copied), fingerprint="0" * 64)
+    changed = dataclasses.replace(resumer(recipe, copied), fingerprint="0" * 64)
     with pytest.raises(UserError, match="training data are not those"):
         changed.resume()
 
@@ -212,13 +219,70 @@ def test_the_manifests_of_all_ranks_must_be_there(copied: RunDirectory, finished
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_never_published(recipe: Recipe, copied: RunDirectory, value: float) -> None:
-    one = checkpointing(recipe, copied)
+    one = resumer(recipe, copied)
     before = CheckpointStore(copied).candidates()
     with torch.no_grad():
         next(one.engine.module.parameters()).view(-1)[0] = value
-    with pytest.raises(NonFiniteWeightsError, match="not finite"):
-        one.save(Progress(fingerprint=one.fingerprint, step=9), {}, goal=None, permanent=False, retention=Retention(1, 1, "max"))
+    saving = saver(one)
+    saving.save(Progress(fingerprint=one.fingerprint, step=9), {}, goal=None, permanent=False)
+    [save] = saving.wait()
+    assert save.standing[0] == "nonfinite"
+    assert "step 9: weights are not finite" in save.standing[1]
     assert CheckpointStore(copied).candidates() == before
+
+
+def test_what_is_saved_is_the_moment_of_the_save_whatever_training_does_meanwhile(
+    recipe: Recipe, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes is held until the weights have changed."""
+    one = resumer(recipe, copied)
+    assert one.averaged is not None
+    expected = {name: value.clone() for name, value in one.engine.module.state_dict().items()}
+    average = {name: value.clone() for name, value in one.averaged.module.state_dict().items()}
+    changed, publish = threading.Event(), CheckpointStore.publish
+
+    def held(self: CheckpointStore, *args: Any) -> None:
+        assert changed.wait(60)
+        publish(self, *args)
+
+    write = Saver._write
+
+    def held_write(self: Saver, *args: Any) -> None:
+        assert changed.wait(60)
+        write(self, *args)
+
+    monkeypatch.setattr(Saver, "_write", held_write)
+    monkeypatch.setattr(CheckpointStore, "publish", held)
+    saving = saver(one)
+    assert saving.save(Progress(fingerprint=one.fingerprint, step=9), {}, goal=None, permanent=False) == []
+    with torch.no_grad():
+        for value in [*one.engine.module.state_dict().values(), *one.averaged.module.state_dict().values()]:
+            value.zero_()
+    changed.set()
+    [save] = saving.wait()
+    folder = Path(CheckpointStore(copied).folder(save.name).root)
+    saved, saved_average = load_file(folder / "model.safetensors"), load_file(folder / "ema.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in expected.items())
+    assert all(torch.equal(saved_average[name], value) for name, value in average.items())
+
+
+def test_a_save_that_fails_is_told_and_ends_nothing(
+    recipe: Recipe, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CheckpointStore, *args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "publish", full)
+    saving = saver(resumer(recipe, copied))
+    saving.save(Progress(step=9), {}, goal=None, permanent=False)
+    [save] = saving.wait()
+    assert save.standing == ("failed", "OSError: [Errno 28] No space left on device")
+
+
+def test_a_rewind_abandons_what_is_from_the_bad_step_on(recipe: Recipe, copied: RunDirectory) -> None:
+    progress = resumer(recipe, copied).rewind(before=5)
+    assert progress.step == 4
+    assert [entry.step for entry in CheckpointStore(copied).entries()] == [2, 4]
 
 
 def test_weights_come_from_the_average_and_are_checked(copied: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:

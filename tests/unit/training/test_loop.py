@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +21,15 @@ from longhaul.data.order import SampleOrder
 from longhaul.data.samples import Batch, SampleSet
 from longhaul.errors import UserError
 from longhaul.recipe import Recipe, parse
+from longhaul.resilience import flight
 from longhaul.resilience.checkpoint import CheckpointStore
+from longhaul.resilience.requests import ask, asked
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training import loop
 from longhaul.training.loop import Trainer
+from longhaul.training.memory import MemoryExhaustedError
 from longhaul.training.ranks import Ranks
-from longhaul.training.record import DivergedError
+from longhaul.training.rollback import DivergedError
 from longhaul.workloads.classification import Classification
 
 # 40 training images in steps of 12: an epoch ends within a step. Dropout, stochastic depth, EMA, batch norm, augmentation.
@@ -39,6 +44,7 @@ training:
 validation: {every: 2 steps, batch: 24}
 checkpoints: {every: 2 steps, keep_latest: 20}
 tracking: {log_every: 1 steps}
+resilience: {preflight: false, poll_s: 0.000001}
 """
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -151,7 +157,7 @@ def crashed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_does_what_its_recipe_says(straight: Outcome) -> None:
     assert (straight.summary.status, straight.summary.step, straight.summary.samples) == ("finished", 9, 108)
-    assert straight.saved == [2, 4, 6, 8, 9]
+    assert straight.saved == [0, 2, 4, 6, 8, 9]
     assert [step for name, step in straight.metrics if name == "val/top1"] == [2, 4, 6, 8, 9]
     assert [step for name, step in straight.metrics if name == "train/loss"] == list(range(1, 10))
     assert straight.events[0] == "started"
@@ -175,7 +181,7 @@ def test_a_resumed_run_is_the_straight_one_bit_by_bit(recipe: Recipe, crashed: P
     assert resumed.summary.segment == 2
     assert resumed.equal(straight)
     for key, value in straight.metrics.items():
-        if key[0] != "train/samples_per_s":
+        if key[0] != "train/samples_per_s" and not key[0].startswith("ranks/"):
             assert resumed.metrics[key] == value, key
     assert resumed.summary.results == straight.summary.results
 
@@ -208,10 +214,10 @@ def test_with_a_part_of_the_state_ignored_the_resumed_run_differs(
     recipe: Recipe, crashed: Path, straight: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
     """More negative controls: what was saved is not put back."""
-    from longhaul.training import checkpointing
+    from longhaul.training import resuming
 
     if ignored == "random state":
-        monkeypatch.setattr(checkpointing, "restore_random_state", lambda state: None)
+        monkeypatch.setattr(resuming, "restore_random_state", lambda state: None)
     else:
         monkeypatch.setattr(torch.optim.swa_utils.AveragedModel, "load_state_dict", lambda self, state: None)
     shutil.copytree(crashed, tmp_path, dirs_exist_ok=True)
@@ -282,7 +288,7 @@ def test_a_stopped_run_remembers_its_patience_after_a_crash(few_digits: Path, tm
     assert train(recipe, tmp_path, Scripted(recipe, [0.3, 0.9, 0.9])).summary.step == 3
 
 
-@pytest.mark.parametrize(("keep", "saved"), [(1, [1, 3, 6, 8]), (2, [1, 2, 3, 4, 6, 7, 8]), (0, [8])])
+@pytest.mark.parametrize(("keep", "saved"), [(1, [0, 1, 3, 6, 8]), (2, [0, 1, 2, 3, 4, 6, 7, 8]), (0, [0, 8])])
 def test_one_of_the_best_is_saved_at_once(few_digits: Path, tmp_path: Path, keep: int, saved: list[int]) -> None:
     """A save is due only at the end; the others are there because they were among the best k when they were measured."""
     recipe = recipe_for(few_digits, *SHORT, *RARELY, f"checkpoints.keep_best={keep}", "checkpoints.keep_latest=1")
@@ -300,21 +306,127 @@ def test_one_of_the_best_is_saved_at_once(few_digits: Path, tmp_path: Path, keep
 
 
 class Diverging(Classification):
-    """The loss is NaN from the fourth step on."""
+    """The loss is NaN from the fourth step on, whatever the samples."""
 
     count = 0
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.count += 1
-        return super().loss(model, batch) * (float("nan") if self.count > 3 else 1.0)
+        self.count += model.training
+        return super().loss(model, batch) * (float("nan") if model.training and self.count > 3 else 1.0)
 
 
-def test_a_diverged_run_ends_and_keeps_the_checkpoint_before(few_digits: Path, tmp_path: Path) -> None:
-    recipe = recipe_for(few_digits, *SHORT, "checkpoints.every=1 steps")
-    with pytest.raises(DivergedError, match="step 4: the training loss is nan"):
+def test_a_run_that_no_remedy_helps_ends_and_keeps_the_checkpoint_before(few_digits: Path, tmp_path: Path) -> None:
+    """One rollback, one with the whole batch left out, gradient norm and rate lowered, each tried anew; then the end."""
+    recipe = recipe_for(few_digits, *SHORT, "checkpoints.every=1 steps", "resilience.max_rollbacks=2")
+    with pytest.raises(DivergedError, match="step 4: the training loss is nan; samples were left out"):
         train(recipe, tmp_path, Diverging(recipe))
-    entries = CheckpointStore(RunDirectory.open(str(tmp_path / "run"))).entries()
-    assert [entry.step for entry in entries] == [1, 2, 3]
+    run = RunDirectory.open(str(tmp_path / "run"))
+    assert [entry.step for entry in CheckpointStore(run).entries()] == [0, 1, 2, 3]
+    reasons = [event["message"] for event in run.events().to_pylist() if event["kind"] == "rollback"]
+    assert [reason.split(": ", 2)[2] for reason in reasons] == [
+        "its samples are tried one by one; back to step 3",
+        "its whole batch is left out; back to step 3",
+        "the gradient's norm is clipped at 0.6; back to step 3",
+        "the learning rate is halved; back to step 3",
+    ]
+
+
+class Poisoned(Classification):
+    """Reads NaN for some samples, every time; `loss` is NaN once at a step where it is told to."""
+
+    def __init__(self, recipe: Recipe, ids: Sequence[str] = (), nan_once_at: int = 0) -> None:
+        super().__init__(recipe)
+        self.seen: list[int] = []
+        self.left = nan_once_at
+        read, bad = type(self.splits.train).read, set(ids)
+
+        class Samples(type(self.splits.train)):  # type: ignore[misc]
+            def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
+                sample = read(self, index, seed)
+                return {**sample, "image": sample["image"] * float("nan")} if self.ids[index] in bad else sample
+
+        train = self.splits.train
+        fields = {field.name: getattr(train, field.name) for field in dataclasses.fields(train)}
+        self.splits = dataclasses.replace(self.splits, train=Samples(**fields))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.seen += batch["index"].tolist() if model.training else []
+        self.left -= model.training
+        return super().loss(model, batch) * (float("nan") if model.training and self.left == 0 else 1.0)
+
+
+def poisoned_ids(recipe: Recipe) -> list[str]:
+    """Three samples: two of them in one step, one in the second epoch's last."""
+    train = Classification(recipe).splits.train
+    order = SampleOrder(len(train), train.fingerprint, recipe.seed)
+    return [train.ids[int(order.take(0, 60).indices[place])] for place in (13, 17, 30)]
+
+
+def test_poisoned_samples_are_found_and_left_out_exactly_those(few_digits: Path, tmp_path: Path) -> None:
+    """And the run ends bit by bit where one ends that never had them."""
+    recipe = recipe_for(few_digits)
+    ids = poisoned_ids(recipe)
+    clean = train(recipe_for(few_digits, f"data.excluded=[{', '.join(ids)}]"), tmp_path / "clean")
+    healed = train(recipe, tmp_path / "healed", Poisoned(recipe, ids))
+    run = RunDirectory.open(str(tmp_path / "healed" / "run"))
+    left_out = [json.loads(event["detail"])["samples"] for event in run.events().to_pylist() if event["kind"] == "quarantine"]
+    assert sorted(name for names in left_out for name in names) == sorted(ids)
+    assert healed.summary.status == "finished"
+    assert healed.equal(clean)
+    losses = {key: value for key, value in clean.metrics.items() if key[0] == "train/loss"}
+    assert losses == {key: value for key, value in healed.metrics.items() if key[0] == "train/loss"}
+
+
+def test_a_nan_that_comes_once_costs_a_rollback_and_no_sample(few_digits: Path, straight: Outcome, tmp_path: Path) -> None:
+    recipe = recipe_for(few_digits)
+    result = train(recipe, tmp_path, Poisoned(recipe, nan_once_at=14))
+    assert result.events.count("rollback") == 1
+    assert "quarantine" not in result.events
+    assert result.equal(straight)
+
+
+def test_a_paused_run_goes_on_bit_by_bit(recipe: Recipe, straight: Outcome, tmp_path: Path) -> None:
+    """Asked for while it trains; the loop looks at every step here."""
+
+    class Asking(Crashing):
+        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                request = ask(RunDirectory.open(str(tmp_path / "run")), "pause")
+                flight.FlightRecorder.request = request  # what its thread would see at its next look
+            return Classification.loss(self, model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flight.FlightRecorder, "request", None, raising=False)
+        patch.setattr(flight.FlightRecorder, "__setattr__", _all_but_request)
+        paused = train(recipe, tmp_path, Asking(recipe, at=5 * 3 + 2))
+    assert (paused.summary.status, paused.summary.step) == ("paused", 6)
+    assert asked(RunDirectory.open(str(tmp_path / "run"))) is None
+    resumed = train(recipe, tmp_path)
+    assert resumed.summary.status == "finished"
+    assert resumed.equal(straight)
+
+
+def _all_but_request(self: flight.FlightRecorder, name: str, value: object) -> None:
+    if name != "request":
+        object.__setattr__(self, name, value)
+
+
+def test_out_of_memory_before_the_first_step_is_found_by_the_preflight(few_digits: Path, tmp_path: Path) -> None:
+    class Large(Classification):
+        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+            if len(batch["label"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().loss(model, batch)
+
+    recipe = recipe_for(few_digits, "resilience.preflight=true")
+    with pytest.raises(MemoryExhaustedError, match="micro-batches of 4: CUDA out of memory") as caught:
+        train(recipe, tmp_path, Large(recipe))
+    assert caught.value.micro_batch == 4
+    assert pickle.loads(pickle.dumps(caught.value)).micro_batch == 4
+    run = RunDirectory.open(str(tmp_path / "run"))
+    run.add_event("micro_batch", "halved", micro_batch=2)  # what the failure policy records
+    assert train(recipe, tmp_path, Large(recipe)).summary.status == "finished"
 
 
 def test_a_world_size_that_does_not_divide_is_a_user_error(few_digits: Path, tmp_path: Path) -> None:

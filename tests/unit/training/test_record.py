@@ -1,4 +1,4 @@
-"""What a run writes about itself: means, throughput without pauses, an end where the loss is no number."""
+"""What a run writes about itself: means, throughput without pauses, spikes at their own step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from longhaul.training.engine import StepResult
 from longhaul.training.evaluation import Evaluation
 from longhaul.training.progress import Progress
 from longhaul.training.ranks import Ranks
-from longhaul.training.record import DivergedError, Recorder
+from longhaul.training.record import Recorder, SpikeError
+from longhaul.training.saving import Save
 
 RECIPE = "{name: r, model: {name: test_resnet}, data: {kind: digits}, training: {steps: 9, global_batch: 10, micro_batch: 10}}"
 
@@ -65,8 +66,10 @@ def written(recorder: Recorder, run: RunDirectory, name: str) -> list[tuple[int,
 def test_a_log_point_has_the_mean_loss_since_the_last_one(recorder: Recorder, run: RunDirectory) -> None:
     for loss in (1.0, 2.0, 6.0):
         recorder.step(taken(loss, 0.5))
+    recorder.look(Progress(step=3, cursor=30))
     recorder.training(Progress(step=3, cursor=30), 0.1)
     recorder.step(taken(8.0, 0.25))
+    recorder.look(Progress(step=4, cursor=40))
     recorder.training(Progress(step=4, cursor=40), 0.05)
     assert written(recorder, run, "train/loss") == [(3, 3.0), (4, 8.0)]
     assert written(recorder, run, "train/lr") == [(3, 0.1), (4, 0.05)]
@@ -74,19 +77,26 @@ def test_a_log_point_has_the_mean_loss_since_the_last_one(recorder: Recorder, ru
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_naming_step_and_fix(recorder: Recorder, loss: float) -> None:
+def test_a_loss_that_is_no_number_is_a_spike_at_its_own_step(recorder: Recorder, loss: float) -> None:
     """Also where it is one of several and the others are fine."""
     recorder.step(taken(1.0))
     recorder.step(taken(loss))
     recorder.step(taken(1.0))
-    with pytest.raises(DivergedError) as caught:
-        recorder.training(Progress(step=17, cursor=170), 0.1)
-    assert str(caught.value) == (f"step 17: the training loss is {loss}; lower training.optimizer.lr or set training.clip_norm")
+    with pytest.raises(SpikeError) as caught:
+        recorder.look(Progress(step=17, cursor=170))
+    assert (caught.value.spike.step, caught.value.spike.kind) == (16, "nonfinite")
+
+
+def test_a_gradient_that_is_no_number_is_a_spike_though_the_loss_is_fine(recorder: Recorder) -> None:
+    recorder.step(taken(1.0, math.nan))
+    with pytest.raises(SpikeError):
+        recorder.look(Progress(step=1, cursor=10))
 
 
 def test_throughput_counts_training_alone(recorder: Recorder, run: RunDirectory, clock: Clock) -> None:
     recorder.step(taken(1.0))
     clock.now += 50  # start-up, before the first log point: not counted
+    recorder.look(Progress(step=1, cursor=10))
     recorder.training(Progress(step=1, cursor=10), 0.1)
     clock.now += 4
     with recorder.pause():
@@ -95,6 +105,7 @@ def test_throughput_counts_training_alone(recorder: Recorder, run: RunDirectory,
         clock.now += 500
     clock.now += 1
     recorder.step(taken(1.0))
+    recorder.look(Progress(step=6, cursor=60))
     recorder.training(Progress(step=6, cursor=60), 0.1)
     assert written(recorder, run, "train/samples_per_s") == [(6, 10.0)]
 
@@ -106,7 +117,8 @@ def test_a_pause_that_fails_lets_the_error_through(recorder: Recorder) -> None:
 
 def test_the_best_checkpoint_is_kept_in_the_summary(recorder: Recorder, run: RunDirectory) -> None:
     for step, goal in ((1, 0.5), (2, None), (3, 0.8), (4, 0.8), (5, 0.6)):
-        recorder.checkpoint(Progress(step=step, cursor=step * 10), f"c{step}", goal)
+        save = Save(f"c{step}", step, goal, {}, standing=("written", ""))
+        recorder.settled(Progress(step=step, cursor=step * 10), [save])
     summary = run.summary()
     assert (summary.best, summary.best_step, summary.best_checkpoint) == (0.8, 3, "c3")
     assert (summary.step, summary.samples, summary.epoch) == (5, 50, 0.5)
@@ -129,6 +141,7 @@ def test_other_ranks_write_nothing(run: RunDirectory, clock: Clock) -> None:
     before = {f.name for f in Path(run.uri).rglob("*")}
     other = Recorder(run, Ranks(1, 1, torch.device("cpu")), Summary(), 100, None)
     other.step(taken(1.0))
+    other.look(Progress(step=1, cursor=10))
     other.training(Progress(step=1, cursor=10), 0.1)
     other.evaluation(Progress(step=1), "test", Evaluation({"top1": 1.0}, [[1]], ("a",)))
     other.finish(Progress(step=1), {}, "x")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -139,7 +140,8 @@ def test_a_saved_engine_goes_on_bit_by_bit(tmp_path: Path, optimizer: str) -> No
     straight = engine(0.3, **fields)
     for batch in data[:3]:
         straight.step(cut(batch, 2), loss, 0.01)
-    straight.save(tmp_path)
+    straight.snapshot()(tmp_path)
+    save_file(straight.weights(), tmp_path / "model.safetensors")
     state = torch.get_rng_state()
     for batch in data[3:]:
         straight.step(cut(batch, 2), loss, 0.01)

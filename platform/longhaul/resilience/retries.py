@@ -1,0 +1,37 @@
+"""Whether a run may be restarted once more: budgets by class of failure, and an end to crash loops.
+
+A budget counts failures of its class within a day: a run of 40 days may lose dozens of nodes, one that loses ten a day has a
+cause that restarts will not cure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longhaul.recipe.schema import RetryBudgets
+from longhaul.resilience.incidents import FailureClass, Incident
+
+_WINDOW_S = 86_400.0
+_IN_A_ROW = 6
+
+
+def why_not(kind: FailureClass, former: Sequence[Incident], budgets: RetryBudgets, *, now_s: float, saved_s: float) -> str | None:
+    """Why the run must end instead of being restarted; None where it may go on.
+
+    Args:
+        kind: of the failure at hand.
+        former: the run's incidents, without this one.
+        budgets: the recipe's.
+        now_s: the present, in seconds since 1970.
+        saved_s: when the newest complete checkpoint was written.
+    """
+    if kind in ("user", "driver", "rollback"):
+        return "it is not cured by a restart" if kind == "user" else None
+    budget: int = getattr(budgets, kind)
+    recent = sum(incident.kind == kind and now_s - incident.time_s < _WINDOW_S for incident in former)
+    if 0 <= budget <= recent:
+        return f"the budget of {budget} restarts a day for {kind!r} is spent (resilience.budgets.{kind})"
+    fruitless = [i for i in former if i.time_s > saved_s and i.kind not in ("rollback", "driver", "preemption")]
+    if kind != "preemption" and len(fruitless) + 1 >= _IN_A_ROW:
+        return f"{_IN_A_ROW} failures in a row without a complete checkpoint between them"
+    return None

@@ -1,0 +1,104 @@
+"""Back to before a spike, and what is done so that it does not come again.
+
+    1. the newest checkpoint from before the spike is loaded; those after it are abandoned for good
+    2. training replays up to the step of the spike; there, every sample of its batch is tried on its own
+    3. the offending samples are left out from then on: positions stay, every other sample keeps its turn
+    4. where none is found and it comes again: the whole batch is left out; then the gradient's norm, then the learning
+       rate are lowered (`resilience.divergence.Remedies` holds this ladder); then the run ends with the reason
+
+All of it is decided from what all ranks know alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+
+from longhaul.data.loader import StepBatch
+from longhaul.errors import LonghaulError
+from longhaul.resilience.divergence import Spike
+from longhaul.training.engine import Engine
+from longhaul.training.logbook import Logbook
+from longhaul.training.progress import Progress
+from longhaul.training.record import Recorder
+from longhaul.training.resuming import Resumer
+from longhaul.training.saving import Saver
+from longhaul.training.suspects import find
+from longhaul.workloads import Workload
+
+log = logging.getLogger(__name__)
+
+
+class DivergedError(LonghaulError):
+    """The loss is not finite or leaps, and no remedy has helped."""
+
+
+@dataclass
+class Rollback:
+    """Answers spikes, on every rank in step."""
+
+    workload: Workload
+    engine: Engine
+    resumer: Resumer
+    saver: Saver
+    record: Recorder
+    book: Logbook
+
+    def apply(self, progress: Progress) -> None:
+        """Put into force what former spikes have lowered."""
+        if progress.remedies.clip_norm is not None:
+            self.engine.set_clip_norm(progress.remedies.clip_norm)
+
+    def roll_back(self, progress: Progress, spike: Spike) -> Progress:
+        """Go back to before `spike`; returns where the run stands then.
+
+        Raises:
+            DivergedError: nothing is left to try.
+        """
+        recipe, ranks = self.resumer.recipe, self.resumer.ranks
+        decision = progress.remedies.decide(spike, clip_norm=recipe.training.clip_norm, limit=recipe.resilience.max_rollbacks)
+        if decision.give_up:
+            raise DivergedError(decision.reason)
+        with self.book.during("startup"):
+            self.saver.wait()  # it may be from before the spike, and good; one from after it is abandoned below
+            back = self.resumer.rewind(before=spike.step)
+        for name in ("excluded", "remedies", "cadence", "tracker_runs"):
+            setattr(back, name, getattr(progress, name))
+        back.segment = progress.segment + 1
+        back.rate_factor *= decision.rate_factor
+        attempt = ranks.from_first(uuid.uuid4().hex[:8])
+        self.saver.attempt = attempt
+        self.book.rolled_back(back.segment, attempt, back.step)
+        self.record.forget()
+        self.record.write_summary(back)
+        text = f"{decision.reason}; back to step {back.step}"
+        self.record.event("rollback", back, text, spike=spike.model_dump(mode="json"), decision=decision.model_dump(mode="json"))
+        self.apply(back)
+        return back
+
+    def leave_out(self, progress: Progress, batch: StepBatch) -> bool:
+        """Before a step: if it is one that a spike made suspicious, find its offending samples and exclude them.
+
+        Returns:
+            Whether any was excluded; the batch must then be read anew.
+        """
+        step, remedies = progress.step + 1, progress.remedies
+        decision, spike = remedies.decision, remedies.spike
+        if decision is None or spike is None or not remedies.probes(step):
+            return False
+        with self.book.during("startup"):
+            if decision.exclude_batch:
+                ours = [int(i) for micro in batch.micro_batches for i in micro["index"]]
+                found = sorted({i for share in self.resumer.ranks.gather(ours) for i in share})
+            else:
+                found = find(self.workload, self.engine, batch.micro_batches, self.resumer.ranks, spike.kind)
+        if not found:
+            return False
+        if not decision.exclude_batch:
+            remedies.found()
+        progress.excluded = sorted({*progress.excluded, *found})
+        ids = [self.workload.splits.train.ids[i] for i in found]
+        text = f"{len(ids)} of the samples of step {step} are left out from now on: {', '.join(ids[:8])}"
+        self.record.event("quarantine", progress, text, samples=ids, indices=found, spike=spike.model_dump(mode="json"))
+        return True

@@ -1,0 +1,195 @@
+"""Saving off the critical path: training waits for a copy into the host's memory; writing and hashing run behind.
+
+    save      all ranks copy their state (the stall), each starts a thread that writes, hashes and publishes its files
+    settle    at a later poll, when every rank is done: the checkpoint counts, and Ray Train and the record hear of it
+
+One save at a time is under way; the next waits for it, so host memory is bounded. Rank 0 looks for NaN in what it is about
+to write: a checkpoint without the manifest of rank 0 is never complete, so such a one never counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, checkpoint_name
+from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training.engine import Engine
+from longhaul.training.host_copy import HostCopy
+from longhaul.training.progress import Progress
+from longhaul.training.randomness import random_state
+from longhaul.training.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+_LAST_S = 60.0
+
+Report = Callable[[str, dict[str, float]], None]
+"""Called on every rank when a checkpoint is complete: its name, and the metrics of the moment."""
+
+Standing = tuple[Literal["none", "writing", "written", "failed", "nonfinite"], str]
+"""Where a rank's save stands, and why it failed."""
+
+
+@dataclass
+class Save:
+    """One save under way on this rank.
+
+    Attributes:
+        stall_s: how long training waited for it.
+        standing: brought up to date by the thread.
+    """
+
+    name: str
+    step: int
+    goal: float | None
+    metrics: dict[str, float]
+    stall_s: float = 0.0
+    standing: Standing = ("writing", "")
+    started_s: float = field(default_factory=time.monotonic)
+    thread: threading.Thread | None = None
+
+
+@dataclass
+class Saver:
+    """Saves one run, on every rank in step.
+
+    Attributes:
+        run: its directory.
+        ranks: who saves together.
+        engine: whose state is saved.
+        averaged: the moving average of the weights, where the run keeps one.
+        attempt: id of this line of history, the same on all ranks; another one after each start and each rollback.
+        report: told of each complete checkpoint.
+        retention: what older checkpoints stay.
+    """
+
+    run: RunDirectory
+    ranks: Ranks
+    engine: Engine
+    averaged: AveragedModel | None
+    attempt: str
+    report: Report
+    retention: Retention
+    duration_s: float = 0.0
+    """How long the last save took until its manifest was written."""
+    under_way: Save | None = None
+    """The one that is being written."""
+    _copy: HostCopy = field(default_factory=HostCopy)
+    _average_copy: HostCopy = field(default_factory=HostCopy)
+
+    def save(self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool) -> list[Save]:
+        """Begin to save everything.
+
+        Args:
+            progress: the loop's own state.
+            metrics: handed on to `report`.
+            goal: the goal metric at this step, where it was just measured.
+            permanent: keep it for good.
+
+        Returns:
+            The saves that were settled by the way.
+        """
+        since = time.monotonic()
+        settled = self.wait()
+        self.ranks.average_buffers(m for m in (self.engine.module, self.averaged) if m is not None)
+        weights = self.engine.weights()
+        average: dict[str, Tensor] = {}
+        if self.averaged is not None and self.ranks.is_first:
+            average = self._average_copy(dict(self.averaged.state_dict()))
+        state = (self.engine.snapshot(), weights, average, random_state(), progress.model_dump_json(indent=1))
+        name = checkpoint_name(progress.step, self.attempt)
+        manifest = Manifest(
+            step=progress.step, rank=self.ranks.rank, world_size=self.ranks.world_size, attempt=self.attempt,
+            created_s=time.time(), permanent=permanent, goal=goal, files={},
+        )  # fmt: skip
+        save = Save(name, progress.step, goal, metrics)
+        save.thread = threading.Thread(target=self._write, args=(save, state, manifest), name="longhaul-save", daemon=True)
+        self.under_way = save
+        save.thread.start()
+        save.stall_s = time.monotonic() - since
+        return settled
+
+    @property
+    def standing(self) -> Standing:
+        """Where this rank's save stands, for the others to know."""
+        return self.under_way.standing if self.under_way else ("none", "")
+
+    def wait(self) -> list[Save]:
+        """Wait for the save under way on all ranks, if there is one; returns it."""
+        if self.under_way is None:
+            return []
+        if self.under_way.thread is not None:
+            self.under_way.thread.join()
+        return self.settle(self.ranks.gather(self.standing))
+
+    def settle(self, standings: Sequence[Standing]) -> list[Save]:
+        """Given where every rank's save stands: once none is writing, the save is over, well or not; returns it."""
+        save = self.under_way
+        if save is None or any(standing == "writing" for standing, _ in standings):
+            return []
+        self.under_way = None
+        bad = [standing for standing in standings if standing[0] in ("nonfinite", "failed")]
+        if bad:
+            save.standing = max(bad)  # "nonfinite" before "failed"
+            log.error("checkpoint %s was not saved: %s", save.name, save.standing[1])
+        else:
+            self.report(save.name, save.metrics)
+        return [save]
+
+    def close(self) -> None:
+        """Let the save under way end, however training ended; no collective, the others may be gone."""
+        if self.under_way is not None and self.under_way.thread is not None:
+            self.under_way.thread.join(_LAST_S)
+
+    def retire(self) -> None:
+        """Delete what need not stay."""
+        if self.ranks.is_first:
+            gone = CheckpointStore(self.run).retire(self.retention, self.attempt)
+            log.debug("checkpoints %s were retired", ", ".join(gone))
+
+    def _write(self, save: Save, state: tuple[Any, ...], manifest: Manifest) -> None:
+        write_engine, weights, average, randoms, progress = state
+        try:
+            bad = [n for n, value in [*weights.items(), *average.items()] if not torch.isfinite(value).all()]
+            if bad:
+                save.standing = ("nonfinite", f"step {save.step}: weights are not finite ({', '.join(bad[:3])})")
+                return
+            with tempfile.TemporaryDirectory(prefix="longhaul-save-") as scratch:
+                folder = Path(scratch)
+                write_engine(folder)
+                torch.save(randoms, folder / random_file(self.ranks.rank))
+                if self.ranks.is_first:
+                    save_file(weights, folder / "model.safetensors")
+                    if average:
+                        save_file(averaged_weights(average), folder / "ema.safetensors")
+                        torch.save(average, folder / "ema.pt")
+                    (folder / "progress.json").write_text(progress)
+                CheckpointStore(self.run).publish(save.name, folder, manifest)
+            self.retire()  # of those before this one, which is complete only when the others' manifests are there as well
+            self.duration_s = time.monotonic() - save.started_s
+            save.standing = ("written", "")
+        except Exception as error:
+            log.exception("rank %d could not write checkpoint %s", self.ranks.rank, save.name)
+            save.standing = ("failed", f"{type(error).__name__}: {error}")
+
+
+def random_file(rank: int) -> str:
+    """Where a rank's random states lie in a checkpoint."""
+    return f"random-{rank:05d}.pt"
+
+
+def averaged_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own names and values out of `AveragedModel.state_dict()`."""
+    return {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
