@@ -170,7 +170,7 @@ def main() -> None:
     own = {"env_vars": {"RAY_ADDRESS": cluster.address}}  # another cluster may run on the machine
     ray.init(address=cluster.address, log_to_driver="-v" in sys.argv, runtime_env=own)
     try:
-        if scenario == "kill":
+        if scenario == "kill" and engine == "zero1":  # the others compute the same losses: `test_training`
             train(root, "straight", engine, "2").join()
         trained = train(root, scenario, engine, "[1, 2]")
         await_file(root / "ready", trained)

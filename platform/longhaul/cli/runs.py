@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from longhaul.insight.runs import ComparedRow, RunDetail, RunRow
+    from longhaul.insight.runs import ComparedRow
 
 app = typer.Typer(help="List, inspect, watch and compare training runs, from their run directories alone.", no_args_is_help=True)
 
@@ -22,8 +21,6 @@ RunName = Annotated[
 Root = Annotated[
     str, typer.Option("--storage", help="Where the runs are: a folder or s3://bucket/prefix.", envvar="LONGHAUL_STORAGE")
 ]
-_EVENTS = 12
-_WIDE = 110  # columns of a terminal that has room for every column of the list
 _PIPE_WIDTH = 160  # a pipe has no width of its own; rich would take 80 and fold
 
 
@@ -37,6 +34,7 @@ def list_(storage: Root = "runs") -> None:
       longhaul runs ls
       longhaul runs ls --storage s3://bucket/runs
     """
+    from longhaul.cli.run_tables import run_table
     from longhaul.insight.runs import list_runs
 
     rows = list_runs(storage)
@@ -48,7 +46,7 @@ def list_(storage: Root = "runs") -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    console.print(_run_table(rows, console.width))
+    console.print(run_table(rows, console.width))
     for row in rows:
         if row.problem:
             Console(soft_wrap=True, highlight=False).print(Text(f"{row.name}: {row.problem}", style="dim"))
@@ -56,15 +54,70 @@ def list_(storage: Root = "runs") -> None:
 
 @app.command()
 def show(run: RunName, storage: Root = "runs") -> None:
-    """Show one run: progress, newest metrics, results, checkpoints, pictures, what happened.
+    """Show one run: progress, newest metrics, results, checkpoints, pictures, what happened, where its time went.
 
     Examples:
       longhaul runs show digits
       longhaul runs show s3://bucket/runs/digits
     """
+    from longhaul.cli.run_tables import ledger_table, run_detail
+    from longhaul.insight.goodput import run_account
     from longhaul.insight.runs import describe_run, resolve_run
 
-    Console(soft_wrap=True, highlight=False).print(_detail(describe_run(resolve_run(run, storage))))
+    console, directory = Console(soft_wrap=True, highlight=False), resolve_run(run, storage)
+    console.print(run_detail(describe_run(directory)))
+    spent = run_account(directory)
+    if spent.total_ns:
+        console.print(ledger_table(spent))
+
+
+@app.command(name="incidents")
+def incidents_(
+    run: RunName,
+    number: Annotated[int | None, typer.Argument(metavar="NUMBER", help="Show this one in full.", show_default=False)] = None,
+    storage: Root = "runs",
+) -> None:
+    """List a run's incidents (restarts, lost nodes, hangs) with what each cost, or show one: who failed first, its last words.
+
+    Steps lost: from the step that the incident happened at back to the one that the run went on from. Time lost: from the last
+    sign of rank 0 before the incident until that step was reached again or the next incident came, the time that the ledger
+    calls hung, startup, waiting or recomputed.
+
+    Examples:
+      longhaul runs incidents digits
+      longhaul runs incidents digits 3
+    """
+    from longhaul.cli.run_tables import incident_page, incident_table
+    from longhaul.insight.goodput import incident_cost, incident_costs
+    from longhaul.insight.runs import resolve_run
+
+    directory = resolve_run(run, storage)
+    console = Console(soft_wrap=True, highlight=False)
+    if number is not None:
+        console.print(incident_page(incident_cost(directory, number)))
+    elif costs := incident_costs(directory):
+        console.print(incident_table(costs))
+        console.print(f"more of one: longhaul runs incidents {directory.uri} {costs[-1].incident.number}")
+    else:
+        console.print("no incidents")
+
+
+@app.command()
+def pause(run: RunName, storage: Root = "runs") -> None:
+    """Ask a run to save and end, to be resumed by name later, with not a step lost.
+
+    Example: longhaul runs pause digits
+    """
+    _ask(run, storage, "pause")
+
+
+@app.command()
+def cancel(run: RunName, storage: Root = "runs") -> None:
+    """Ask a run to end as it stands, without saving; its checkpoints stay.
+
+    Example: longhaul runs cancel digits
+    """
+    _ask(run, storage, "cancel")
 
 
 @app.command()
@@ -129,71 +182,33 @@ def compare(
         Console(soft_wrap=True, highlight=False).print(f"curves: {picture}")
 
 
-def _run_table(rows: list[RunRow], width: int) -> Table:
-    from longhaul.insight.live import STYLES, duration_text, number
-
-    left = {"run", "status", "best", "workload"}
-    names = ["run", "status", "step", "epoch", "best", "loss", "samples/s", "age", "workload"]
-    if width < _WIDE:
-        names = [name for name in names if name not in ("epoch", "samples/s", "workload")]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name != "run")
-    for row in rows:
-        silent = f"silent {duration_text(row.quiet_s)}" if row.status == "silent" and row.quiet_s else row.status
-        cells: dict[str, str | Text] = {
-            "run": Text(row.name),
-            "status": Text(silent, style=STYLES[row.status]),
-            "step": f"{row.step:,}/{row.total_steps:,}" if row.total_steps else "-",
-            "epoch": f"{row.epoch:.1f}" if row.step else "-",
-            "best": f"{row.goal.removeprefix('val/')} {number(row.best)}" if row.best is not None else "-",
-            "loss": number(row.loss),
-            "samples/s": number(row.samples_per_s, 3),
-            "age": duration_text(row.age_s) if row.age_s is not None else "-",
-            "workload": row.workload or "-",
-        }
-        table.add_row(*(cells[name] for name in names))
-    return table
-
-
-def _detail(seen: RunDetail) -> Group:
-    from longhaul.insight.live import STYLES, duration_text, number
-
-    row, summary = seen.row, seen.summary
-    facts = Table.grid(padding=(0, 2))
-    quiet = f" for {duration_text(row.quiet_s)}: its processes may be gone" if row.status == "silent" and row.quiet_s else ""
-    facts.add_row("status", Text(row.status + quiet, style=STYLES[row.status]))
-    if summary.error:
-        facts.add_row("error", Text(summary.error, style="red"))
-    facts.add_row("folder", Text(row.uri))
-    facts.add_row("recipe", f"{seen.recipe_sha256[:12]}  ({row.workload or 'not started'})")
-    facts.add_row("progress", f"step {row.step:,}/{row.total_steps:,}, epoch {row.epoch:.2f}, segment {summary.segment}")
-    if row.age_s is not None:
-        facts.add_row("started", f"{duration_text(row.age_s)} ago")
-    if row.best is not None:
-        facts.add_row("best", Text(f"{row.goal} {number(row.best)} at step {summary.best_step}, {summary.best_checkpoint}"))
-    facts.add_row("checkpoints", Text(", ".join(seen.checkpoints) or "none"))
-    for number_, picture in enumerate(seen.pictures):
-        facts.add_row("" if number_ else "pictures", Text(picture))
-    parts: list[Any] = [Text(row.name, style="bold"), facts]
-    if seen.latest or summary.results:
-        metrics = Table("metric", "value", "step", title="newest metrics", title_justify="left")
-        for name, value in sorted(summary.results.items()):
-            metrics.add_row(Text(name, style="bold"), number(value), "result")
-        for name, latest in sorted(seen.latest.items()):
-            if name not in summary.results:
-                metrics.add_row(name, number(latest["value"]), f"{latest['step']:,}")
-        parts.append(metrics)
-    if seen.events:
-        events = Table("step", "event", "what", title="last events", title_justify="left")
-        for event in seen.events[-_EVENTS:]:
-            events.add_row(f"{event['step']:,}", event["kind"], Text(event["message"]))
-        parts.append(events)
-    return Group(*parts)
-
-
 def _cells(row: ComparedRow) -> list[Text]:
     from longhaul.insight.live import number
 
     texts = [number(value) if isinstance(value, float) else "-" if value is None else str(value) for value in row.values]
     return [Text(f"{text} *", style="bold green") if i in row.best else Text(text) for i, text in enumerate(texts)]
+
+
+def _ask(name: str, storage: str, kind: Literal["pause", "cancel"]) -> None:
+    """Put the request, or refuse where nobody would answer it."""
+    from longhaul.errors import UserError
+    from longhaul.insight.live import duration_text
+    from longhaul.insight.runs import resolve_run, run_row
+    from longhaul.resilience.requests import ask
+
+    run = resolve_run(name, storage)
+    row, root = run_row(run), run.uri.rpartition("/")[0]
+    recipe = "RECIPE" if "://" in run.uri else f"{run.uri}/recipe.yaml"
+    resume = f"longhaul train {recipe} --name {run.name} --storage {root}"
+    if row.status not in ("running", "silent"):
+        fix = f"There is nothing to {kind}" if row.status == "finished" else f"To go on with it: {resume}"
+        raise UserError(f"run {run.name}: is not running, it is {row.status}", fix)
+    ask(run, kind)
+    console = Console(soft_wrap=True, highlight=False)
+    what = "saves a checkpoint and ends as `paused`" if kind == "pause" else "ends as `cancelled`, without another checkpoint"
+    console.print(Text(f"{run.name}: asked; within seconds, at the end of a step, it {what}"))
+    if row.status == "silent":
+        quiet = duration_text(row.quiet_s or 0)
+        console.print(Text(f"it has been silent for {quiet}: if its processes are gone, nobody will answer", style="yellow"))
+    again = "resume it" if kind == "pause" else "go on from its last checkpoint after all"
+    console.print(Text(f"see it end: longhaul runs watch {run.uri}\n{again}: {resume}"))

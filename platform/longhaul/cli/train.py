@@ -18,29 +18,41 @@ def train(
         str | None, typer.Option(help="Where run directories lie: a folder or s3://bucket/prefix. Default: runs.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this recipe.")] = False,
+    changes: Annotated[
+        list[str],
+        typer.Option("--change", metavar="FIELD=VALUE", help="Resume with this field of the saved recipe changed; repeatable."),
+    ] = [],  # noqa: B006 - typer copies it
     address: Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")] = None,
 ) -> None:
     """Train a recipe: on the Ray cluster at hand, or on a local one that is started for it.
 
     Everything lands in the run directory: recipe, metrics, checkpoints, pictures. The same name again resumes after any crash.
 
+    With --change a run goes on from its newest checkpoint, with the recipe that was saved with it (as --set made it, the first
+    time) and these fields changed; the file only says which run --resume means. The run records what changed, and keeps the
+    former recipe. A finished run goes on too, if the change makes it longer.
+
     Examples:
       longhaul train jobs/recipes/classification/digits.yaml
       longhaul train jobs/recipes/classification/digits.yaml --set training.engine=zero2 --name digits-zero2
       longhaul train jobs/recipes/classification/digits.yaml --name digits-zero2        (resumes it)
+      longhaul train jobs/recipes/classification/digits.yaml --resume --change training.epochs=220
     """
     from longhaul.cluster.connect import connect, default_storage
     from longhaul.insight.curves import draw_run
     from longhaul.insight.live import following
     from longhaul.recipe import load
-    from longhaul.resilience.run_directory import RunDirectory, new_run_name, newest_unfinished
+    from longhaul.recipe.changes import fields
+    from longhaul.resilience.run_directory import RunDirectory, changed_recipe, new_run_name, newest_unfinished
 
     console = Console()
     loaded = load(recipe, overrides)
     root = storage or default_storage()
     chosen = name or (newest_unfinished(root, loaded.name) if resume else None) or new_run_name(loaded.name)
-    run = RunDirectory.prepare(root, chosen, loaded)
-    if run.summary().status == "finished":
+    if changes:
+        loaded = changed_recipe(root, chosen, changes, overrides)
+    run = RunDirectory.prepare(root, chosen, loaded, fields(changes))
+    if run.summary().status == "finished" and run.recipe() == loaded:
         console.print(f"{run.uri} is finished; train a new run with another --name, or look: longhaul runs show {run.uri}")
         return
     console.print(f"run {run.uri}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,10 @@ class ImageSamples:
             except FileNotFoundError:
                 raise _missing(path) from None
         return digest.hexdigest()
+
+    def at(self, indices: Sequence[int]) -> ImageSamples:
+        """The images at `indices` alone, in that order."""
+        return replace(self, ids=[self.ids[i] for i in indices], labels=[self.labels[i] for i in indices])
 
     def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
         """`image` (3, R, R) float32 and `label` () int64."""

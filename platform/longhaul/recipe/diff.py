@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from longhaul.recipe.flatten import flat
 from longhaul.recipe.schema import Recipe
 
 
@@ -20,11 +21,3 @@ def diff(before: Recipe, after: Recipe) -> list[Difference]:
     left, right = (flat(r.model_dump(mode="json")) for r in (before, after))
     fields = [*left, *(field for field in right if field not in left)]
     return [Difference(f, left.get(f), right.get(f)) for f in fields if left.get(f) != right.get(f)]
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one of dotted paths: `{"training.optimizer.lr": 0.001, ...}`."""
-    fields: dict[str, Any] = {}
-    for key, value in node.items():
-        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return fields

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longhaul.recipe.duration import Duration, duration
+from longhaul.recipe.flatten import flat
 from longhaul.recipe.schedules import ConstantSchedule, EarlyStopping, OneCycleSchedule, ScheduleSection
 from longhaul.recipe.section import NonNegative, Number, Positive, PositiveFloat, Section, Share
 
@@ -51,6 +52,8 @@ class ModelSection(Section):
 class _ImageData(Section):
     resolution: Annotated[int, Field(ge=8, le=4096), Number] = 224
     """Side of the square image that the network sees, in pixels."""
+    share: Annotated[float, Field(gt=0, le=1), Number] = 1.0
+    """Share of every class of the training split to train on, at least one sample each; validation and test stay whole."""
     excluded: tuple[str, ...] = ()
     """Ids of training samples to leave out, as the run's quarantine report names them."""
     augment: Literal["none", "shift", "flip", "crop"] = "none"
@@ -273,6 +276,41 @@ class ExportSection(Section):
     """The largest batch that the exported model takes; its batch dimension is dynamic from 1 to here."""
 
 
+class GateSection(Section):
+    """What a phase must have reached for the run to go on."""
+
+    metric: str
+    """Such as `val/top1`; its best value in the phase counts."""
+    at_least: float | None = None
+    """Exactly one of at_least and at_most."""
+    at_most: float | None = None
+    """For metrics where less is better."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> GateSection:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give exactly one of at_least and at_most")
+        return self
+
+
+class PhaseSection(Section):
+    """A stretch of the run with settings of its own; optimizer and schedule start afresh in each."""
+
+    name: RunName
+    """Names the phase in events and errors."""
+    set: dict[str, Any] = {}
+    """Fields on top of the rest of the recipe, such as `data.resolution: 16`: of data, training, validation, checkpoints."""
+    carry: Literal["best", "latest"] = "best"
+    """Which weights of the phase before this one begins with."""
+    gate: GateSection | None = None
+    """What must be reached at its end."""
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        return flat(value) if isinstance(value, dict) else value
+
+
 class Recipe(Section):
     """One run, completely described."""
 
@@ -290,6 +328,8 @@ class Recipe(Section):
     resilience: ResilienceSection = ResilienceSection()
     tracking: TrackingSection = TrackingSection()
     export: ExportSection = ExportSection()
+    phases: tuple[PhaseSection, ...] = ()
+    """Stretches of the run one after another; left out, it is one."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -1,13 +1,19 @@
 """Adding up the ledger: every nanosecond from a run's first mark to its last in exactly one class.
 
-Spans of rank 0 bring their own shares. What lies between them is classed by the driver's marks: after the last sign of a
-worker nothing moved and nobody had noticed (`hung`) until the driver's next mark; from a mark on its state is in force; where
-a driver began anew without a word from the one before, the time until then is `waiting`. The sum is exact because every
-interval begins where the one before it ended, and all of it is whole nanoseconds.
+Spans of rank 0 bring their own shares. What lies between them is classed by the driver's marks:
+
+    after the last sign of a worker     `hung`: nothing moved and nobody had noticed, until the driver's next mark
+    after a mark                        the mark's state, until the next mark or span
+    before a driver that began anew     `waiting`, where the driver before it left without a mark
+    before an orderly end               `startup`, as which taking the workers down counts too
+    after `ended`                       not counted: nobody wanted anything of the run
+
+The sum is exact because every interval begins where the one before it ended, and all of it is whole nanoseconds.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +23,15 @@ import pyarrow as pa
 from longhaul.resilience.ledger import CLASSES, TimeClass
 
 _S = 1e9
+_STATES: dict[str, TimeClass | None] = {
+    "began": "startup",
+    "startup": "startup",
+    "waiting": "waiting",
+    "paused": "paused",
+    "hung": "hung",
+    "ended": None,
+}
+_UNTIL = {"began": "waiting", "paused": "startup", "ended": "startup"}
 
 
 @dataclass(frozen=True)
@@ -69,23 +84,11 @@ def account(rows: pa.Table, until_ns: int | None = None) -> Account:
     Args:
         rows: in any order; spans may overlap (clocks of two nodes, a rank 0 that did not know it was replaced): no nanosecond
             counts twice, the one that began first keeps it.
-        until_ns: count up to here, for a run that still goes.
+        until_ns: count up to here, for a run that still goes, or is paused.
     """
     table = sorted(rows.to_pylist(), key=lambda row: (row["start_ns"], row["end_ns"]))
     spans = [row for row in table if row["source"] == "worker"]
-    marks = [row for row in table if row["source"] == "driver"]
-    intervals: list[Interval] = []
-    at = table[0]["start_ns"] if table else 0
-    for span in spans:
-        if span["start_ns"] > at:
-            intervals += _between(at, span["start_ns"], marks, after_span=bool(intervals))
-            at = span["start_ns"]
-        if span["end_ns"] > at:
-            intervals.append(Interval(at, span["end_ns"], _clipped(span, span["end_ns"] - at)))
-            at = span["end_ns"]
-    end = max([at, *(mark["start_ns"] for mark in marks), *([until_ns] if until_ns is not None else [])])
-    if end > at:
-        intervals += _between(at, end, marks, after_span=bool(spans))
+    intervals = list(_intervals(spans, [row for row in table if row["source"] == "driver"], until_ns))
     classes: dict[TimeClass, int] = dict.fromkeys(CLASSES, 0)
     for interval in intervals:
         for name, share in interval.shares.items():
@@ -99,22 +102,41 @@ def account(rows: pa.Table, until_ns: int | None = None) -> Account:
     )
 
 
-def _between(start: int, end: int, marks: list[dict[str, Any]], *, after_span: bool) -> Iterator[Interval]:
-    """The time from `start` to `end`, in which no rank 0 lived, cut at the marks."""
-    former = [mark["state"] for mark in marks if mark["start_ns"] <= start]
-    inside = [mark for mark in marks if start < mark["start_ns"] < end] + [mark for mark in marks if mark["start_ns"] == end]
+def _intervals(spans: list[dict[str, Any]], marks: list[dict[str, Any]], until_ns: int | None) -> Iterator[Interval]:
+    """All of the time, from the first row to the last or to `until_ns`."""
+    firsts = [row["start_ns"] for row in (*spans[:1], *marks[:1])]
+    if not firsts:
+        return
+    moments = [mark["start_ns"] for mark in marks]
+    at = min(firsts)
+    state = "waiting"
+    for span in spans:
+        if span["start_ns"] > at:
+            yield from _between(at, span["start_ns"], state, marks, moments)
+            at = span["start_ns"]
+        if span["end_ns"] > at:
+            yield Interval(at, span["end_ns"], _clipped(span, span["end_ns"] - at))
+            at = span["end_ns"]
+            # A mark inside a span: the driver knew of the end before rank 0 (whose last words came late, or whose clock is ahead).
+            last = bisect.bisect_left(moments, at) - 1
+            state = marks[last]["state"] if last >= 0 and moments[last] > span["start_ns"] else "hung"
+    end = max([at, *moments[-1:], *([until_ns] if until_ns is not None else [])])
+    yield from _between(at, end, state, marks, moments)
+
+
+def _between(start: int, end: int, state: str, marks: list[dict[str, Any]], moments: list[int]) -> Iterator[Interval]:
+    """The time from `start`, when `state` is in force, to `end`, in which no rank 0 lived: cut at the marks."""
     at = start
-    state: str = "hung" if after_span else former[-1] if former else "waiting"
-    for mark in inside:
-        # A driver that begins where no mark has closed the former's time: that one died, and nobody was there.
-        unnoticed = state == "hung" and mark["state"] == "began"
-        yield from _interval(at, mark["start_ns"], "waiting" if unnoticed else state)
+    for mark in marks[bisect.bisect_left(moments, start) : bisect.bisect_right(moments, end)]:
+        # What the time after the last sign of a worker was, only the next mark tells.
+        before = _UNTIL.get(mark["state"], state) if state == "hung" else state
+        yield from _interval(at, mark["start_ns"], before)
         at, state = mark["start_ns"], mark["state"]
     yield from _interval(at, end, state)
 
 
 def _interval(start: int, end: int, state: str) -> Iterator[Interval]:
-    name: TimeClass | None = "startup" if state == "began" else None if state == "ended" else state  # type: ignore[assignment]
+    name = _STATES[state]
     if end > start and name is not None:
         yield Interval(start, end, {name: end - start})
 

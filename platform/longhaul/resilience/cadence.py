@@ -4,7 +4,8 @@ Too often costs saves, too rarely costs work done twice; with a loss every M sec
 least near sqrt(2 C M) (J. Young, 1974), refined by J. Daly, "A higher order estimate of the optimum checkpoint interval for
 restart dumps", Future Generation Computer Systems 22 (2006). M is not known on day one: it begins as a prior from the number
 of nodes and the monthly interruption rate published for such machines, and what the run sees takes over (the mean of a Gamma
-posterior on the rate). The optimum is flat: an M that is wrong by half costs about 3 %.
+posterior on the rate, which is what the expected cost is linear in). The optimum is flat: an M that is wrong by half costs
+about 3 %. `benchmarks/cadence.py` holds it against the best fixed interval in hindsight.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Cadence(BaseModel):
         prior_losses: how many observed losses the prior weighs as much as.
         least_s, most_s: bounds of the interval.
         cost_s: what a save costs training, smoothed; None before the first.
+        duration_s: how long a save takes until it counts, smoothed; the next is not begun before.
         losses: losses seen.
         uptime_s: time in which they could have been seen.
     """
@@ -36,12 +38,15 @@ class Cadence(BaseModel):
     least_s: float = 30.0
     most_s: float = 3600.0
     cost_s: float | None = None
+    duration_s: float = 0.0
     losses: int = 0
     uptime_s: float = 0.0
 
-    def observe_save(self, cost_s: float) -> None:
-        """A save has kept training waiting for `cost_s`."""
+    def observe_save(self, cost_s: float, duration_s: float = 0.0) -> None:
+        """A save has kept training waiting for `cost_s`, and counted `duration_s` after its beginning."""
+        first = self.cost_s is None
         self.cost_s = cost_s if self.cost_s is None else self.cost_s + _SMOOTHING * (cost_s - self.cost_s)
+        self.duration_s = duration_s if first else self.duration_s + _SMOOTHING * (duration_s - self.duration_s)
 
     def observe_uptime(self, seconds: float) -> None:
         """The run has gone on for `seconds` more."""
@@ -57,14 +62,16 @@ class Cadence(BaseModel):
         return (self.prior_losses * prior_s + self.uptime_s) / (self.prior_losses + self.losses)
 
     def interval_s(self) -> float:
-        """Time from one save to the next."""
-        return min(max(daly(self.cost_s or 0.0, self.mean_between_losses_s()), self.least_s), self.most_s)
+        """Time to train from the end of one save's stall to the beginning of the next."""
+        best_s = daly(self.cost_s or 0.0, self.mean_between_losses_s())
+        return min(max(best_s, self.least_s, self.duration_s), max(self.most_s, self.duration_s))
 
     def decision(self) -> dict[str, float]:
         """The interval with all that it follows from, for the record."""
         return {
             "interval_s": self.interval_s(),
             "cost_s": self.cost_s or 0.0,
+            "duration_s": self.duration_s,
             "mean_between_losses_s": self.mean_between_losses_s(),
             "losses": self.losses,
             "uptime_s": self.uptime_s,
@@ -72,8 +79,8 @@ class Cadence(BaseModel):
 
 
 def daly(cost_s: float, mean_between_losses_s: float) -> float:
-    """Daly's estimate of the best time from one save to the next, `cost_s` included; equation 37 of the paper."""
+    """Daly's estimate of the best time to work between two saves, without the save; equation 37 of the paper."""
     if cost_s >= 2 * mean_between_losses_s:
         return mean_between_losses_s
     share = cost_s / (2 * mean_between_losses_s)
-    return math.sqrt(2 * cost_s * mean_between_losses_s) * (1 + math.sqrt(share) / 3 + share / 9)
+    return math.sqrt(2 * cost_s * mean_between_losses_s) * (1 + math.sqrt(share) / 3 + share / 9) - cost_s

@@ -5,14 +5,15 @@
         ema.safetensors                    their moving average, where the run keeps one (rank 0)
         progress.json                      cursor, step, schedule and early-stop bookkeeping (rank 0)
         engine/...                         the engine's own files: optimizer, scaler, ZeRO shards (each rank its own)
-        random-00000.pt                    random states (each rank its own)
+        rank-00000.pt                      random states and running statistics (each rank its own)
         manifest-00000-of-00002.json       one a rank, written after all of that rank's files: names, sizes, SHA-256
 
 A checkpoint is complete when the manifests of all its ranks are there. No rank waits for another to publish, so the same
 layout serves uploads that run behind training. Names end in an id of the attempt: a step saved again after a rollback
 never meets the files of the first time.
 
-Two classes are kept: ephemeral (the newest few) and permanent (the best k by the goal metric, and one every so often).
+Two classes are kept: ephemeral (the newest few) and permanent (the best k by the goal metric, and one every so often). Of
+a run in phases this is meant of the newest phase; of each one before it the last checkpoint stays, and the permanent ones.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from longhaul.storage import FileRecord, Storage, file_sha256
 log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.json")
+_PHASE = re.compile(r"step-\d+-p(\d+)-")
 _REJECTED = "rejected.json"
 
 
@@ -49,6 +51,7 @@ class Manifest(BaseModel):
         attempt: id of the start of the workers that wrote it.
         permanent: never retired.
         goal: the goal metric at this step, where it was measured.
+        phase: number of the run's phase.
         files: by name.
         seal: SHA-256 of all the rest of this manifest.
     """
@@ -63,6 +66,7 @@ class Manifest(BaseModel):
     created_s: float
     permanent: bool = False
     goal: float | None = None
+    phase: int = 0
     files: dict[str, FileRecord]
     seal: str = ""
 
@@ -81,6 +85,7 @@ class Entry:
     permanent: bool
     goal: float | None
     world_size: int
+    phase: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class CheckpointStore:
         folder.write_bytes(_manifest_name(manifest.rank, manifest.world_size), (full.model_dump_json(indent=1) + "\n").encode())
 
     def entries(self) -> list[Entry]:
-        """Complete checkpoints, oldest first by step and time of writing; rejected ones are left out."""
+        """Complete checkpoints, oldest first by phase, step and time of writing; rejected ones are left out."""
         found = []
         for child in self._storage.list():
             if child.is_dir:
@@ -134,11 +139,11 @@ class CheckpointStore:
                         found.append(self._entry(child.name, names))
                     except IntegrityError as error:
                         log.warning("checkpoint %s is passed over: %s", child.name, error)
-        return sorted(found, key=lambda entry: (entry.step, entry.created_s))
+        return sorted(found, key=lambda entry: (entry.phase, entry.step, entry.created_s))
 
-    def candidates(self) -> list[str]:
-        """Names of all folders, complete or not, newest first: what a resume looks through."""
-        names = [child.name for child in self._storage.list() if child.is_dir]
+    def candidates(self, phase: int = 0) -> list[str]:
+        """Names of all folders of a phase, complete or not, newest first: what a resume looks through."""
+        names = [child.name for child in self._storage.list() if child.is_dir and _phase_of(child.name) == phase]
         return sorted((n for n in names if not self.folder(n).exists(_REJECTED)), reverse=True)
 
     def problems(self, name: str, *, share: tuple[int, int] = (0, 1)) -> list[str]:
@@ -180,8 +185,10 @@ class CheckpointStore:
             attempt: the running attempt, whose unfinished folders are left alone.
         """
         entries = self.entries()
-        keep = {entry.name for entry in entries[-retention.latest :]} | {entry.name for entry in entries if entry.permanent}
-        keep |= {entry.name for entry in best_entries(entries, retention.direction)[: retention.best]}
+        newest = newest_phase(entries)
+        keep = {entry.name for entry in newest[-retention.latest :]} | {entry.name for entry in entries if entry.permanent}
+        keep |= {entry.name for entry in best_entries(newest, retention.direction)[: retention.best]}
+        keep |= {entry.phase: entry.name for entry in entries}.values()  # the last of each phase
         complete = {entry.name for entry in entries}
         gone = []
         for child in self._storage.list():
@@ -210,7 +217,7 @@ class CheckpointStore:
 
     def _entry(self, name: str, names: Sequence[str]) -> Entry:
         first = self._manifest(name, next(n for n in sorted(names) if _MANIFEST.fullmatch(n)))
-        return Entry(name, first.step, first.created_s, first.permanent, first.goal, first.world_size)
+        return Entry(name, first.step, first.created_s, first.permanent, first.goal, first.world_size, first.phase)
 
     def _manifest(self, name: str, manifest_name: str) -> Manifest:
         try:
@@ -234,11 +241,12 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights from a checkpoint: `state` by name, float32; `checkpoint` is where they are from."""
+    """A model's weights from a checkpoint: `state` by name, float32; `checkpoint` and `phase` are where they are from."""
 
     state: dict[str, Tensor]
     checkpoint: str
     step: int
+    phase: int = 0
 
 
 def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -> Weights:
@@ -246,8 +254,8 @@ def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -
 
     Args:
         run: the run.
-        which: the best by the goal metric (the latest where none was measured), or the latest; where that one is damaged,
-            the next, with a warning in the log.
+        which: the best of the newest phase by the goal metric (the latest where none was measured), or the latest; where
+            that one is damaged, the next, with a warning in the log.
 
     Raises:
         UserError: the run has no complete checkpoint.
@@ -256,7 +264,7 @@ def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -
     from safetensors.torch import load_file
 
     store = CheckpointStore(run)
-    entries = store.entries()
+    entries = newest_phase(store.entries())
     if not entries:
         raise UserError(f"run {run.uri}: has no complete checkpoint", "Train it first: longhaul train")
     ranked = best_entries(entries, run.summary().goal_direction) if which == "best" else []
@@ -268,7 +276,7 @@ def load_weights(run: RunDirectory, which: Literal["best", "latest"] = "best") -
                 store.fetch(entry.name, folder, only="ema.safetensors")
                 averaged = folder / "ema.safetensors"
                 state = load_file(averaged if averaged.exists() else folder / "model.safetensors")
-            return Weights(state, entry.name, entry.step)
+            return Weights(state, entry.name, entry.step, entry.phase)
         except IntegrityError as error:
             log.warning("%s; the next best is taken", error)
             damaged.append(str(error))
@@ -281,9 +289,19 @@ def best_entries(entries: Sequence[Entry], direction: Literal["max", "min"]) -> 
     return sorted((e for e in entries if e.goal is not None), key=lambda e: (sign * (e.goal or 0.0), e.step))
 
 
-def checkpoint_name(step: int, attempt: str) -> str:
-    """`step-000000120-3fa9c2d1`: sorts by step, and is never used twice."""
-    return f"step-{step:09d}-{attempt}"
+def newest_phase(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of the newest phase that has any."""
+    return [entry for entry in entries if entry.phase == max(other.phase for other in entries)]
+
+
+def checkpoint_name(step: int, attempt: str, phase: int = 0) -> str:
+    """`step-000000120-3fa9c2d1`, in later phases `step-000000120-p1-3fa9c2d1`: sorts by step, and is never used twice."""
+    return f"step-{step:09d}-p{phase}-{attempt}" if phase else f"step-{step:09d}-{attempt}"
+
+
+def _phase_of(name: str) -> int:
+    match = _PHASE.match(name)
+    return int(match[1]) if match else 0
 
 
 def _seal(members: dict[str, Any]) -> str:

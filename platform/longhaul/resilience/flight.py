@@ -169,18 +169,32 @@ def flights(run: RunDirectory, segment: int | None = None) -> list[FlightState]:
 def recover_span(run: RunDirectory) -> int:
     """Put the last span of a rank 0 that died, which only its flight file has, into the ledger.
 
+    Where the watchdog ended the group, the time since rank 0's last progress was `hung`, whatever it was at.
+
     Returns:
         The furthest step that the run has ever reached.
     """
     table = read_ledger(run)
     known = max(table.column("end_ns").filter(_is_worker(table)).to_pylist(), default=0)
     steps = table.column("step").to_pylist()
-    for state in flights(run):
+    states = flights(run)
+    hung = any(state.stacks for state in states)
+    for state in states:
         if state.span is not None and state.span.end_ns > known:
             with ledger_writer(run) as writer:
-                writer.append(**span_row(state.span))
+                writer.append(**span_row(_with_hang(state.span, state.state_since_ns) if hung else state.span))
             steps.append(state.span.step)
     return max(steps, default=0)
+
+
+def _with_hang(span: Span, since_ns: int) -> Span:
+    """The span with what it counted after `since_ns` moved to `hung`; the class that was in force then comes last."""
+    left, shares = max(span.end_ns - max(since_ns, span.start_ns), 0), dict(span.shares)
+    for name in reversed([name for name in shares if name != "hung"]):
+        moved = min(left, shares[name])
+        left, shares[name] = left - moved, shares[name] - moved
+        shares["hung"] = shares.get("hung", 0) + moved
+    return span.model_copy(update={"shares": shares})
 
 
 def _is_worker(table: pa.Table) -> pa.Array:

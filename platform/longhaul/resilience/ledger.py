@@ -88,24 +88,31 @@ class Stopwatch:
         if step > self.high_water:
             self.high_water, self._samples = step, self._samples + samples
 
-    def span(self) -> Span:
-        """The open span as it stands."""
+    def give_up(self) -> None:
+        """What is being done will never be finished: the time since it began was `hung`."""
         with self._lock:
-            return self._open()
+            self._now = "hung"
+            self._turn("hung")
+
+    def span(self) -> Span:
+        """The open span as it stands; the class in force comes last."""
+        with self._lock:
+            at, shares = self._clock(), dict(self._shares)
+            shares[self._now] = shares.pop(self._now, 0) + at - self._since
+            return self._closed_at(at, shares)
 
     def cut(self) -> Span:
         """Close the open span and begin the next."""
         with self._lock:
-            closed = self._open()
+            self._turn(self._now)
+            closed = self._closed_at(self._since, self._shares)
             self._start, self._shares, self._samples = self._since, {}, 0
             return closed
 
-    def _open(self) -> Span:
-        self._turn(self._now)
+    def _closed_at(self, end_ns: int, shares: dict[TimeClass, int]) -> Span:
         return Span(
-            segment=self.segment, start_ns=self._start, end_ns=self._since, step=self._step, samples=self._samples,
-            shares=dict(self._shares),
-        )  # fmt: skip
+            segment=self.segment, start_ns=self._start, end_ns=end_ns, step=self._step, samples=self._samples, shares=shares
+        )
 
     def _clock(self) -> int:
         return time.monotonic_ns() + self._offset

@@ -2,6 +2,7 @@
 
     <storage>/<run name>/
         recipe.yaml       the resolved recipe
+        recipes/          what it was before each change: 1.yaml, 2.yaml, ...
         summary.json      status, progress, best metric, results (`Summary`)
         metrics/          Parquet parts (`series.METRICS`)
         events/           Parquet parts (`series.EVENTS`)
@@ -19,6 +20,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +28,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longhaul.errors import IntegrityError, LonghaulError, UserError
-from longhaul.recipe import Recipe, diff, dump, parse
+from longhaul.recipe import Difference, Recipe, diff, dump, parse
+from longhaul.recipe.changes import changed, covers
 from longhaul.resilience.series import EVENTS, METRICS, SeriesReader, SeriesWriter, read_series
 from longhaul.storage import Storage
 
@@ -42,7 +45,7 @@ class Summary(BaseModel):
         status: `running` is also what a run shows whose processes died without a word; look at `updated_s`.
         workload: such as `classification`.
         goal: the metric that decides which checkpoint is best, with its direction.
-        step, epoch, samples: progress; `total_steps` is the planned length.
+        step, epoch, samples: progress; `total_steps` is the planned length, of a run in phases to the end of this one.
         best: the goal's best value, and the checkpoint and step where it was reached.
         results: final metrics on the test split, such as `test/top1`.
         error: why the run failed, in one line.
@@ -76,18 +79,23 @@ class RunDirectory:
     storage: Storage
 
     @classmethod
-    def prepare(cls, root: str, name: str, recipe: Recipe) -> RunDirectory:
+    def prepare(cls, root: str, name: str, recipe: Recipe, named: Sequence[str] = ()) -> RunDirectory:
         """The folder `<root>/<name>` for a run of `recipe`: a new one, or that run as it stands; nothing is written yet.
+
+        Args:
+            root: where runs lie.
+            name: the run's.
+            recipe: what it shall train.
+            named: fields in which the recipe may be another than the one saved there (`recipe.changes`).
 
         Raises:
             UserError: the name cannot be a folder's, or a run of that name has checkpoints of another recipe.
         """
         run = cls(Storage.open(root).child(check_run_name(name)))
-        begun = run.storage.exists("recipe.yaml") and bool(run.storage.list("checkpoints"))
-        changes = diff(run.recipe(), recipe) if begun else []
+        changes = [change for change in run._changes(recipe) if not covers(named, change.field)]
         if changes:
             first = "; ".join(f"{c.field}: {c.before!r} -> {c.after!r}" for c in changes[:3])
-            fix = "Give a new --name, or train the saved recipe to resume it"
+            fix = "Give a new --name, train the saved recipe to resume it, or name what shall change: --change FIELD=VALUE"
             raise UserError(f"run {run.uri}: exists with another recipe ({first})", fix)
         return run
 
@@ -99,8 +107,28 @@ class RunDirectory:
         return run
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Write `recipe.yaml`, by which the folder becomes a run."""
+        """Write `recipe.yaml`, by which the folder becomes a run.
+
+        Where the run has begun with another, that one stays as `recipes/<number>.yaml`, and an event says what has changed.
+        """
+        changes = self._changes(recipe)
+        if changes:
+            file = f"recipes/{len(self.storage.list('recipes')) + 1}.yaml"
+            self.storage.write_bytes(file, self.storage.read_bytes("recipe.yaml"))
+            told = [{"field": change.field, "before": change.before, "after": change.after} for change in changes]
+            text = "; ".join(f"{change.field}: {change.before!r} -> {change.after!r}" for change in changes)
+            summary = self.summary()
+            self.add_event("changed", text, segment=summary.segment, step=summary.step, changes=told, former=file)
         self.storage.write_bytes("recipe.yaml", dump(recipe).encode())
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether checkpoints depend on its recipe."""
+        return self.storage.exists("recipe.yaml") and bool(self.storage.list("checkpoints"))
+
+    def _changes(self, recipe: Recipe) -> list[Difference]:
+        """What differs from the recipe that the run has begun with."""
+        return diff(self.recipe(), recipe) if self.has_begun else []
 
     @classmethod
     def open(cls, uri: str) -> RunDirectory:
@@ -219,3 +247,21 @@ def newest_unfinished(root: str, recipe: str) -> str | None:
         except LonghaulError as error:  # a damaged neighbour is no reason not to go on
             log.warning("run %s is passed over: %s", run.name, error)
     return max(unfinished)[1] if unfinished else None
+
+
+def changed_recipe(root: str, name: str, changes: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe saved with run `name`, with `changes` such as `training.epochs=220`.
+
+    Raises:
+        UserError: there is no such run, the changes make no recipe, or its checkpoints forbid one of them.
+    """
+    if overrides:
+        raise UserError(
+            "--set and --change contradict each other: the recipe saved with the run is changed", "Give --change alone"
+        )
+    run = RunDirectory(Storage.open(root).child(check_run_name(name)))
+    if not run.storage.exists("recipe.yaml"):
+        raise UserError(
+            f"run {run.uri}: no run is there to change", "Give its --name, see `longhaul runs ls`; a new run takes --set"
+        )
+    return changed(run.recipe(), changes, source=f"{run.uri}/recipe.yaml", begun=run.has_begun)

@@ -79,16 +79,19 @@ class DivisorScalingPolicy(ElasticScalingPolicy):
         self._sizes = world_sizes(global_batch, config.max_workers)
         self._run_uri = run_uri
         self._saving: SaveFirst | None = None
+        self._runs = False
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """How many to start with."""
         self._stop_waiting()
+        self._runs = False
         return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
         """Whether to resize: not before a checkpoint was asked for, and has been made or did not come in time."""
+        self._runs = True
         if self._saving is None:
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if isinstance(decision, ResizeDecision):
@@ -120,7 +123,8 @@ class DivisorScalingPolicy(ElasticScalingPolicy):
         return self._sizes[-1]
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
-        there = usable_nodes(reserved_resources)
+        # A group that runs on a node about to be taken away goes on to the deadline: Ray Train ends it then.
+        there = usable_nodes(reserved_resources, draining=self._runs)
         possible = super()._count_possible_workers({node: amount for node, amount in reserved_resources.items() if node in there})
         return max((size for size in self._sizes if size <= possible), default=0)
 
@@ -196,15 +200,16 @@ def world_sizes(global_batch: int, most: int) -> list[int]:
     return [size for size in range(1, most + 1) if global_batch % size == 0]
 
 
-def usable_nodes(candidates: Iterable[str]) -> set[str]:
-    """Those nodes (by hexadecimal id) that live, are not about to be taken away, and answer.
+def usable_nodes(candidates: Iterable[str], *, draining: bool) -> set[str]:
+    """Those nodes (by hexadecimal id) that live and answer; with `draining`, also those about to be taken away.
 
     The cluster takes up to half a minute to declare a lost node dead. A group started on one meanwhile would wait for nothing,
     so each node is called first.
     """
     wanted = set(candidates)
-    draining = cluster_state.get_draining_nodes()
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in wanted and node["NodeID"] not in draining]
+    if not draining:
+        wanted -= set(cluster_state.get_draining_nodes())
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in wanted]
     if not alive:
         return set()
     with ThreadPoolExecutor(max_workers=len(alive)) as pool:

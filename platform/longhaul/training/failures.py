@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import TrainControllerState, TrainControllerStateType
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from longhaul.errors import LonghaulError
 from longhaul.recipe.schema import RetryBudgets
@@ -64,28 +64,29 @@ class RunFailurePolicy(FailurePolicy):
 
     def _write_down(self, kind: FailureClass, what: str, error: TrainingFailedError) -> str | None:
         run = RunDirectory.open(self._uri)
-        states = flights(run)
+        last, former = flights(run), incidents(run)
+        segment, step = max((state.segment for state in last), default=0), max((state.step for state in last), default=0)
+        # A group that died before its first word: what lies there is of the group before, whose end has its page already.
+        states = [] if any(one.segment == segment and one.kind != "rollback" for one in former) else last
         if kind == "lost" and any(state.stacks for state in states):
             kind, what = "hang", f"no progress in {first_state(states)}: {what}"
-        entries = CheckpointStore(run).entries()
-        saved_s = max((entry.created_s for entry in entries), default=0.0)
-        reason = why_not(kind, incidents(run), self._budgets, now_s=time.time(), saved_s=saved_s)
-        segment = states[0].segment if states else 0
-        step = max((state.step for state in states), default=0)
+        saved_s = max((entry.created_s for entry in CheckpointStore(run).entries()), default=0.0)
+        reason = why_not(kind, former, self._budgets, now_s=time.time(), saved_s=saved_s)
         if kind == "capacity":  # asked for again every few seconds until there is some: no page each time
             mark(run, "waiting", segment=segment, step=step)
             return reason
-        first = _named(states, error) or first_to_fail(states)
+        failure = _first(error)
+        if isinstance(failure, MemoryExhaustedError) and failure.micro_batch == 1:
+            reason = reason or "not even one sample fits into memory"
         mark(run, "startup", segment=segment, step=step)
+        first = _named(states, error) or first_to_fail(states)
         incident = record_incident(run, kind, what, segment=segment, first=first, retried=reason is None)
         detail = {"class": kind, "incident": incident.number, "rank": incident.rank, "reason": reason}
         run.add_event("lost", f"{kind}: {what}", segment=segment, step=step, **detail)
-        if isinstance(failure := _first(error), MemoryExhaustedError):
-            smaller = max(failure.micro_batch // 2, 1)
+        if isinstance(failure, MemoryExhaustedError) and failure.micro_batch > 1:
+            smaller = failure.micro_batch // 2
             text = f"micro-batch {failure.micro_batch} -> {smaller}, accumulation to match: {failure}"
             run.add_event(memory.EVENT, text, segment=segment, step=step, micro_batch=smaller)
-            if failure.micro_batch == 1:
-                return "not even one sample fits into memory"
         if reason is not None and kind != "user":
             run.add_event("budget_spent", f"the run ends: {reason}", segment=segment, step=step)
         return reason
@@ -126,6 +127,10 @@ def classify(error: TrainingFailedError) -> tuple[FailureClass, str]:
     if not isinstance(error, WorkerGroupError):
         return "lost", _line(error)
     failures = error.worker_failures
+    if isinstance(error, NCCLHangError):
+        return "hang", _line(error)
+    if not failures:
+        return "lost", _line(error)
     if any(isinstance(failure, MemoryExhaustedError) for failure in failures.values()):
         return "memory", _line(next(f for f in failures.values() if isinstance(f, MemoryExhaustedError)))
     for failure in failures.values():
@@ -153,12 +158,12 @@ def _first(error: TrainingFailedError) -> Exception | None:
 
 
 def _named(states: list[FlightState], error: TrainingFailedError) -> FlightState | None:
-    """The last words of the rank that Ray names, where it names one alone and nobody hung."""
+    """The last words of the first among those that Ray names, the dead before those that only raised, where nobody hung."""
     if not isinstance(error, WorkerGroupError) or any(state.stacks for state in states):
         return None
     dead = [rank for rank, failure in error.worker_failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
     ranks = dead or list(error.worker_failures)
-    return next((state for state in states if [state.rank] == ranks[:1]), None)
+    return first_to_fail([state for state in states if state.rank in ranks])
 
 
 def _preempted(failure: Exception) -> bool:

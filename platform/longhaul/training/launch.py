@@ -78,8 +78,8 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     """
     check(recipe)
     gpu = _check_resources(recipe)
-    run.save_recipe(recipe)
     with lease(run):
+        run.save_recipe(recipe)
         forget_snapshot(run)
         answered(run)  # whatever was asked of the run before: training it is asked for now
         mark(run, "began", segment=run.summary().segment)

@@ -34,7 +34,7 @@ from longhaul.training.engine import Engine, build_engine
 from longhaul.training.evaluation import Evaluation, Evaluator
 from longhaul.training.logbook import Logbook
 from longhaul.training.memory import memory_guard, plan_batches, preflight
-from longhaul.training.progress import Progress, fresh_progress
+from longhaul.training.progress import Progress
 from longhaul.training.pulse import Pulse
 from longhaul.training.randomness import seed_everything
 from longhaul.training.ranks import Ranks
@@ -43,6 +43,7 @@ from longhaul.training.record import Recorder, SpikeError, begin_record
 from longhaul.training.resuming import Resumer
 from longhaul.training.rollback import Rollback
 from longhaul.training.saving import Report, Saver
+from longhaul.training.stage import WHOLE, Stage, with_weights
 from longhaul.workloads import Workload
 
 _HOLD_S, _TICKS = 20.0, 16  # after a save for a resize; evaluation passes between two looks for a request
@@ -55,6 +56,7 @@ class Trainer:
     Attributes:
         report: told, on every rank, of each complete checkpoint.
         notice: asks whether a node is about to be taken away; a barrier of all ranks.
+        stage: the phase of the run, whose own recipe `recipe` is.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Trainer:
     ranks: Ranks
     report: Report
     notice: Callable[[], Notice | None] | None = None
+    stage: Stage = WHOLE
 
     def train(self) -> Summary:
         """Train to the end of the recipe, from wherever the run stands; returns the run's summary.
@@ -85,8 +88,8 @@ class Trainer:
 
         # ---- build -----------------------------------------------------------------------------------------------
         course = Course(recipe, len(train))
-        progress = fresh_progress(recipe, self.workload)
-        if recipe.resilience.preflight and ranks.from_first(not CheckpointStore(self.run).candidates()):
+        progress = self.stage.progress(recipe, self.workload)
+        if recipe.resilience.preflight and ranks.from_first(not CheckpointStore(self.run).candidates(self.stage.number)):
             preflight(lambda: self._engine(plan), self.stream(plan, progress), self.workload.loss, plan.micro_batch)
         engine = self._engine(plan)
         averaged = None
@@ -96,9 +99,9 @@ class Trainer:
 
         # ---- resume ----------------------------------------------------------------------------------------------
         seed_everything(recipe.seed, ranks.rank)  # dropout differs by rank
-        resumer = Resumer(self.run, recipe, ranks, engine, averaged, train.fingerprint, book.beat)
+        resumer = Resumer(self.run, recipe, ranks, engine, averaged, train.fingerprint, book.beat, self.stage.number)
         resumed = resumer.resume()
-        progress = resumed or progress
+        progress = resumed.under(progress) if resumed else progress
         progress.segment, progress.cadence.nodes = book.segment, ranks.world_size
         record = begin_record(self, progress, course, plan, resumed=resumed is not None)
         saver = Saver(self.run, ranks, engine, averaged, book.attempt, self.report, keep)
@@ -109,12 +112,12 @@ class Trainer:
     def stream(self, plan: BatchPlan, progress: Progress) -> Generator[StepBatch, None, None]:
         """The batches from where `progress` stands."""
         train = self.workload.splits.train
-        order = SampleOrder(len(train), train.fingerprint, self.recipe.seed, excluded=frozenset(progress.excluded))
+        order = SampleOrder(len(train), train.fingerprint, self.recipe.seed, progress.phase, frozenset(progress.excluded))
         return training_steps(train, order, plan, progress.cursor, workers=self.recipe.data.loader_workers)
 
     def _engine(self, plan: BatchPlan) -> Engine:
         seed_everything(self.recipe.seed)  # the same initial weights on every rank
-        return build_engine(self.recipe, self.workload.build_model(), plan, self.ranks)
+        return build_engine(self.recipe, self.stage.model(self.workload), plan, self.ranks)
 
 
 @dataclass
@@ -144,7 +147,7 @@ class Attempt:
     def run_on(self) -> Summary:
         """Train on from where `progress` stands, through spikes, to the end or a request to stop."""
         try:
-            if self.progress.step == 0:
+            if self.progress.step == self.progress.first_step:
                 self.save()  # so that there is something to roll back to from the first step on
             if self.progress.owes_validation:
                 self.validate()
@@ -177,7 +180,7 @@ class Attempt:
             return
 
         self.book.at("step", progress.step)
-        rate = course.rate_at(progress.step) * progress.rate_factor
+        rate = course.rate_at(progress.step - progress.first_step) * progress.rate_factor * progress.remedies.rate_factor
         with memory_guard(self.plan.micro_batch):
             result = self.engine.step(batch.micro_batches, self.busy.loss, rate)
         if self.averaged is not None:
@@ -212,7 +215,7 @@ class Attempt:
         self.progress.owes_validation = True
         model = self.engine.module if self.averaged is None else self.averaged.module
         with self.book.during("validation"), self.record.pause():
-            self.ranks.average_buffers([model])
+            self.ranks.average_buffers(model)
             result = self._measure(model, self.workload.splits.validation)
             self.progress.owes_validation = False
             metrics = self.record.evaluation(self.progress, "val", result)
@@ -234,9 +237,8 @@ class Attempt:
 
     def hear(self) -> None:
         """Put together with the other ranks what has come from outside, and act on it; may raise as `step` does."""
-        due = self.recipe.checkpoints.ephemeral == "auto" and (
-            time.monotonic() - self._saved_s > self.progress.cadence.interval_s()
-        )
+        since_save_s = time.monotonic() - self._saved_s
+        due = self.recipe.checkpoints.ephemeral == "auto" and since_save_s > self.progress.cadence.interval_s()
         news = self.pulse.beat(
             self.progress.step, self.saver.standing, self.busy, self.book.request, save=due, cost_s=self.saver.duration_s
         )
@@ -269,16 +271,15 @@ class Attempt:
         return self.record.summary
 
     def finish(self) -> Summary:
-        """Training is over: measure the best checkpoint on the test split."""
+        """Training is over: measure the best checkpoint on the test split, after the last phase."""
         self.record.settled(self.progress, self.saver.wait())
         self.saver.retire()
-        best = load_weights(self.trainer.run, "best")
-        model = self.workload.build_model(initial=False)
-        model.load_state_dict(best.state)
-        with self.book.during("validation"):
-            result = self._measure(model.to(self.ranks.device), self.workload.splits.test)
-            results = self.record.evaluation(self.progress, "test", result)
-        self.record.finish(self.progress, results, f"test of {best.checkpoint}")
+        if self.trainer.stage.last:
+            best = load_weights(self.trainer.run, "best")
+            model = with_weights(self.workload, best).to(self.ranks.device)
+            with self.book.during("validation"):
+                results = self.record.evaluation(self.progress, "test", self._measure(model, self.workload.splits.test))
+            self.record.finish(self.progress, results, f"test of {best.checkpoint}")
         self.ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
         return self.record.summary
 

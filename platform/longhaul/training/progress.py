@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict
 
 from longhaul.data.subset import excluded_indices
@@ -19,7 +21,11 @@ class Progress(BaseModel):
     Attributes:
         fingerprint: of the data whose order the cursor counts in.
         cursor: global position behind the last step (`data.order`).
-        step: optimizer steps done.
+        step: optimizer steps done, in this phase and those before it.
+        phase: number of the run's phase; the cursor counts in it alone.
+        first_step, first_samples, first_epoch: what had been done when it began.
+        left_out: ids of the samples that earlier phases found poisonous.
+        extremes: the lowest and highest value in this phase of each metric of the validation split.
         segment: how many times the workers have been started; trackers' steps only go forward within one.
         excluded: samples to step over.
         rate_factor: what the plateau schedule has taken off the learning rate.
@@ -37,6 +43,12 @@ class Progress(BaseModel):
     fingerprint: str = ""
     cursor: int = 0
     step: int = 0
+    phase: int = 0
+    first_step: int = 0
+    first_samples: int = 0
+    first_epoch: float = 0.0
+    left_out: list[str] = []
+    extremes: dict[str, tuple[float, float]] = {}
     segment: int = 0
     excluded: list[int] = []
     rate_factor: float = 1.0
@@ -49,6 +61,38 @@ class Progress(BaseModel):
     cadence: Cadence = Cadence()
     tracker_runs: dict[str, str] = {}
 
+    @property
+    def samples(self) -> int:
+        """Samples gone through since the run began."""
+        return self.first_samples + self.cursor
+
+    def epoch(self, size: int) -> float:
+        """Passes over the data since the run began, those of this phase over `size` samples."""
+        return self.first_epoch + self.cursor / size
+
+    def measured(self, metrics: dict[str, float]) -> None:
+        """Remember the extremes of a validation's metrics."""
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                lowest, highest = self.extremes.get(name, (value, value))
+                self.extremes[name] = (min(lowest, value), max(highest, value))
+
+    def under(self, fresh: Progress) -> Progress:
+        """The same place, under the settings of a recipe that may have changed since: those of its `fresh` beginning."""
+        settings = {
+            "monitor": self.monitor.model_copy(update={"sigma": fresh.monitor.sigma}),
+            "cadence": self.cadence.model_copy(update={name: getattr(fresh.cadence, name) for name in ("least_s", "most_s")}),
+            "plateau": _under(self.plateau, fresh.plateau),
+            "early": _under(self.early, fresh.early),
+        }
+        return self.model_copy(update=settings)
+
+
+def _under(former: Patience | None, fresh: Patience | None) -> Patience | None:
+    if former is None or fresh is None or former.direction != fresh.direction:
+        return fresh
+    return fresh.model_copy(update={"best": former.best, "misses": former.misses})
+
 
 def fresh_progress(recipe: Recipe, workload: Workload) -> Progress:
     """The beginning of a run."""
@@ -56,7 +100,7 @@ def fresh_progress(recipe: Recipe, workload: Workload) -> Progress:
     schedule, early = recipe.training.schedule, recipe.training.early_stopping
     progress = Progress(
         fingerprint=train.fingerprint,
-        excluded=excluded_indices(train, recipe.data.excluded),
+        excluded=excluded_indices(train, recipe.data.excluded, part=recipe.data.share < 1),
         monitor=LossMonitor(sigma=recipe.resilience.spike_sigma),
         cadence=Cadence(least_s=recipe.checkpoints.ephemeral_min_s, most_s=recipe.checkpoints.ephemeral_max_s),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -55,12 +54,23 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def average_buffers(self, modules: Iterable[nn.Module]) -> None:
-        """Give all ranks the mean of each floating-point buffer (batch norm's running statistics differ by rank)."""
-        if self.world_size == 1:
-            return
-        with torch.no_grad():
-            for module in modules:
-                for buffer in module.buffers():
-                    if buffer.is_floating_point() and buffer.numel():
-                        buffer.copy_(self.mean(buffer))
+    def mean_buffers(self, module: nn.Module) -> dict[str, Tensor]:
+        """The mean over ranks of each floating-point buffer, by name (batch norm's running statistics differ by rank).
+
+        One collective for all of them; the module's own buffers stay as they are.
+        """
+        buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point() and buffer.numel()}
+        if not buffers:
+            return {}
+        flat = self.mean(torch.cat([buffer.detach().float().flatten() for buffer in buffers.values()]))
+        parts = flat.split([buffer.numel() for buffer in buffers.values()])
+        return {name: part.view_as(buffer) for (name, buffer), part in zip(buffers.items(), parts, strict=True)}
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Give all ranks the mean of each floating-point buffer."""
+        if self.world_size > 1:
+            means = self.mean_buffers(module)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    if name in means:
+                        buffer.copy_(means[name])

@@ -13,23 +13,27 @@ import ray.train.torch
 import ray.train.v2._internal.execution.context
 import torch
 
+from longhaul.recipe import Recipe
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.loop import Trainer
+from longhaul.training.phases import Phases
 from longhaul.training.preemption import notice
 from longhaul.training.ranks import Ranks
 from longhaul.training.report import report_checkpoint
+from longhaul.training.stage import Stage
 from longhaul.workloads import Workload, build
 
 Dress = Callable[[Workload, Ranks, RunDirectory], Workload]
 """Puts something around the real workload: faults, in drills and tests."""
 
 
-def train_worker(config: dict[str, Any], dress: Dress | None = None) -> None:
+def train_worker(config: dict[str, Any], dress: Dress | None = None, trainer: type[Trainer] = Trainer) -> None:
     """The train function for `ray.train.torch.TorchTrainer`.
 
     Args:
         config: `run`: address of the run directory, which holds the recipe.
         dress: put around the workload.
+        trainer: drills write down what theirs reads.
     """
     logging.getLogger("longhaul").setLevel(logging.INFO)
     # One line a rank and checkpoint with all its metrics; `LoggingConfig` misses it, as this logger is named by its file.
@@ -41,5 +45,9 @@ def train_worker(config: dict[str, Any], dress: Dress | None = None) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(math.floor(recipe.scaling.cpus_per_worker), 1))
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
-    workload = build(recipe) if dress is None else dress(build(recipe), ranks, run)
-    Trainer(recipe, workload, run, ranks, partial(report_checkpoint, run), notice).train()
+
+    def of_phase(recipe: Recipe, stage: Stage) -> Trainer:
+        workload = build(recipe) if dress is None else dress(build(recipe), ranks, run)
+        return trainer(recipe, workload, run, ranks, partial(report_checkpoint, run), notice, stage)
+
+    Phases(recipe, run, ranks, of_phase).train()

@@ -11,6 +11,7 @@ from longhaul.training.record import Recorder
 
 def react(progress: Progress, metrics: dict[str, float], recipe: Recipe, course: Course, record: Recorder) -> None:
     """Take in the metrics of a validation, by name such as `val/top1`; changes `progress`, the same on all ranks."""
+    progress.measured(metrics)
     schedule, early, goal = recipe.training.schedule, recipe.training.early_stopping, record.summary.goal
     if isinstance(schedule, PlateauSchedule) and progress.plateau and progress.plateau.update(metrics[goal]):
         progress.rate_factor *= schedule.gamma

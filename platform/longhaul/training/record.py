@@ -12,7 +12,7 @@ import torch
 
 from longhaul.data.loader import BatchPlan
 from longhaul.recipe import Recipe
-from longhaul.resilience.checkpoint import CheckpointStore, best_entries
+from longhaul.resilience.checkpoint import CheckpointStore, Entry, best_entries
 from longhaul.resilience.divergence import Spike
 from longhaul.resilience.run_directory import RunDirectory, Summary, event_row
 from longhaul.training.busy import Stragglers
@@ -48,10 +48,13 @@ class Recorder:
         summary: the run's summary as it stands.
         size: samples an epoch.
         trackers: experiment trackers, on rank 0.
+        phase: of the run, whose checkpoints are compared with each other.
     """
 
-    def __init__(self, run: RunDirectory, ranks: Ranks, summary: Summary, size: int, trackers: Trackers | None) -> None:
-        self._run, self._ranks, self._size, self._trackers = run, ranks, size, trackers
+    def __init__(
+        self, run: RunDirectory, ranks: Ranks, summary: Summary, size: int, trackers: Trackers | None, phase: int = 0
+    ) -> None:
+        self._run, self._ranks, self._size, self._trackers, self._phase = run, ranks, size, trackers, phase
         self.summary = summary
         self._writer = run.metric_writer()
         self._events = run.event_writer()
@@ -171,7 +174,7 @@ class Recorder:
             return False
         worth = False
         if self._ranks.is_first:  # the others need not look at the storage as well
-            goals = {entry.name: entry.goal for entry in CheckpointStore(self._run).entries()}
+            goals = {entry.name: entry.goal for entry in _entries(self._run, self._phase)}
             goals |= {under_way.name: under_way.goal} if under_way is not None else {}
             worth = sum(other is not None and not self._is_better(goal, other) for other in goals.values()) < keep
         return self._ranks.from_first(worth)
@@ -184,13 +187,13 @@ class Recorder:
         """Write values at the step of `progress`."""
         if not self._ranks.is_first:
             return
-        epoch, now = progress.cursor / self._size, time.time()
+        epoch, now = progress.epoch(self._size), time.time()
         for name, value in values.items():
             self._writer.append(
                 segment=progress.segment,
                 step=progress.step,
                 epoch=epoch,
-                samples=progress.cursor,
+                samples=progress.samples,
                 time_s=now,
                 name=name,
                 value=value,
@@ -211,8 +214,8 @@ class Recorder:
         position = {
             "segment": progress.segment,
             "step": progress.step,
-            "samples": progress.cursor,
-            "epoch": progress.cursor / self._size,
+            "samples": progress.samples,
+            "epoch": progress.epoch(self._size),
         }
         self.summary = self.summary.model_copy(update={**position, **changes})
         if self._ranks.is_first:
@@ -242,6 +245,10 @@ class Recorder:
                 self._trackers.close("failed" if kind is not None else _TRACKED[self.summary.status])
 
 
+def _entries(run: RunDirectory, phase: int) -> list[Entry]:
+    return [entry for entry in CheckpointStore(run).entries() if entry.phase == phase]
+
+
 class Beginner(Protocol):
     """What `begin_record` wants to know of the trainer."""
 
@@ -264,7 +271,7 @@ def begin_record(trainer: Beginner, progress: Progress, course: Course, plan: Ba
     trackers = make_trackers(trainer.recipe, run, progress.tracker_runs) if ranks.is_first else None
     progress.tracker_runs = dict(trackers.run_ids) if trackers else progress.tracker_runs
     # What the store says: the last words of a killed attempt may be missing from its summary.
-    ranked = best_entries(CheckpointStore(run).entries(), goal.direction) if ranks.is_first else []
+    ranked = best_entries(_entries(run, progress.phase), goal.direction) if ranks.is_first else []
     best = ranked[0] if ranked else None
     changes = {
         "status": "running",
@@ -273,12 +280,12 @@ def begin_record(trainer: Beginner, progress: Progress, course: Course, plan: Ba
         "goal": f"val/{goal.metric}",
         "goal_direction": goal.direction,
         "started_s": old.started_s or time.time(),
-        "total_steps": course.total_steps,
+        "total_steps": progress.first_step + course.total_steps,
         "best": best.goal if best else None,
         "best_step": best.step if best else None,
         "best_checkpoint": best.name if best else None,
     }
-    record = Recorder(run, ranks, old.model_copy(update=changes), course.epoch_samples, trackers)
+    record = Recorder(run, ranks, old.model_copy(update=changes), course.epoch_samples, trackers, progress.phase)
     record.write_summary(progress)
     kind = "resumed" if resumed else "started"
     where = f"step {progress.step} on {ranks.world_size} workers"

@@ -22,7 +22,7 @@ from longhaul.training.progress import Progress
 from longhaul.training.randomness import restore_random_state, seed_everything
 from longhaul.training.ranks import Ranks
 from longhaul.training.reshard import universal
-from longhaul.training.saving import random_file
+from longhaul.training.saving import rank_file
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Resumer:
         engine: what is loaded into.
         averaged: the moving average of the weights, where the run keeps one.
         fingerprint: the training data's.
+        phase: whose checkpoints are looked at.
         beat: called while it goes, so that nobody takes a long download for a hang.
     """
 
@@ -48,6 +49,7 @@ class Resumer:
     averaged: AveragedModel | None
     fingerprint: str
     beat: Callable[[], None] = lambda: None
+    phase: int = 0
 
     @property
     def store(self) -> CheckpointStore:
@@ -64,7 +66,7 @@ class Resumer:
             IntegrityError: there are complete checkpoints and none verifies; nothing is deleted.
         """
         rejected: dict[str, list[str]] = {}
-        for name in self.ranks.from_first(self.store.candidates()):
+        for name in self.ranks.from_first(self.store.candidates(self.phase)):
             shares = self.ranks.gather(self.store.problems(name, share=(self.ranks.rank, self.ranks.world_size)))
             self.beat()
             problems = sorted({problem for share in shares for problem in share})
@@ -109,7 +111,7 @@ class Resumer:
             if progress.fingerprint != self.fingerprint:
                 problem = f"run {self.run.uri}: the training data are not those that it began with (names or sizes differ)"
                 raise UserError(problem, "Restore them, or train a new run under another --name")
-            saved_by = len(list(folder.glob("random-*.pt")))
+            saved_by = len(list(folder.glob("rank-*.pt")))
             if isinstance(self.engine, DeepSpeedEngine) and saved_by != self.ranks.world_size:
                 with universal(self.run, name, self.ranks, self.beat) as whole:
                     self.engine.load_universal(whole, folder)
@@ -118,12 +120,24 @@ class Resumer:
             if self.averaged is not None:
                 self.averaged.load_state_dict(_read(folder / "ema.pt", self.ranks.device))
             if saved_by == self.ranks.world_size:
-                restore_random_state(_read(folder / random_file(self.ranks.rank), torch.device("cpu")))
+                own = _read(folder / rank_file(self.ranks.rank), torch.device("cpu"))
+                restore_random_state(own["random"])
+                self._restore_buffers(own["buffers"])
             else:  # other ranks than before: states of their own, still decided by recipe and step
                 seed_everything(self.recipe.seed, self.ranks.rank, self.ranks.world_size, progress.step)
             self.ranks.gather(None)  # nobody goes on (and retires checkpoints) while another still reads
         log.info("resumed from %s at step %d", name, progress.step)
         return progress
+
+    def _restore_buffers(self, own: dict[str, dict[str, torch.Tensor]]) -> None:
+        """This rank's own running statistics, in place of the mean that the whole weights have."""
+        modules = {"model": self.engine.module, "average": self.averaged}
+        for which, saved in own.items():
+            module = modules[which]
+            if module is not None:
+                with torch.no_grad():
+                    for name, buffer in module.named_buffers():
+                        buffer.copy_(saved[name])
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

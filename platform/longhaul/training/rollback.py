@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from longhaul.data.loader import StepBatch
 from longhaul.errors import LonghaulError
-from longhaul.resilience.divergence import Spike
+from longhaul.resilience.divergence import Spike, Suspect
 from longhaul.training.engine import Engine
 from longhaul.training.logbook import Logbook
 from longhaul.training.progress import Progress
+from longhaul.training.quarantine import add_to_report
 from longhaul.training.record import Recorder
 from longhaul.training.resuming import Resumer
 from longhaul.training.saving import Saver
@@ -66,7 +67,6 @@ class Rollback:
         for name in ("excluded", "remedies", "cadence", "tracker_runs"):
             setattr(back, name, getattr(progress, name))
         back.segment = progress.segment + 1
-        back.rate_factor *= decision.rate_factor
         attempt = ranks.from_first(uuid.uuid4().hex[:8])
         self.saver.attempt = attempt
         self.book.rolled_back(back.segment, attempt, back.step)
@@ -87,18 +87,24 @@ class Rollback:
         decision, spike = remedies.decision, remedies.spike
         if decision is None or spike is None or not remedies.probes(step):
             return False
+        ranks, samples = self.resumer.ranks, self.workload.splits.train
         with self.book.during("startup"):
             if decision.exclude_batch:
                 ours = [int(i) for micro in batch.micro_batches for i in micro["index"]]
-                found = sorted({i for share in self.resumer.ranks.gather(ours) for i in share})
+                batch_of_all = sorted({i for share in ranks.gather(ours) for i in share})
+                found = [Suspect(index=i, loss=None, reason="its whole batch is left out") for i in batch_of_all]
             else:
-                found = find(self.workload, self.engine, batch.micro_batches, self.resumer.ranks, spike.kind)
-        if not found:
-            return False
-        if not decision.exclude_batch:
-            remedies.found()
-        progress.excluded = sorted({*progress.excluded, *found})
-        ids = [self.workload.splits.train.ids[i] for i in found]
-        text = f"{len(ids)} of the samples of step {step} are left out from now on: {', '.join(ids[:8])}"
-        self.record.event("quarantine", progress, text, samples=ids, indices=found, spike=spike.model_dump(mode="json"))
+                found = find(self.workload, self.engine, batch.micro_batches, ranks, spike.kind, self.book.beat)
+            if not found:
+                return False
+            if not decision.exclude_batch:
+                remedies.found()
+            indices = [one.index for one in found]
+            progress.excluded = sorted({*progress.excluded, *indices})
+            ids = [samples.ids[i] for i in indices]
+            text = f"{len(ids)} of the samples of step {step} are left out from now on: {', '.join(ids[:8])}"
+            detail = {"samples": ids, "indices": indices, "spike": spike.model_dump(mode="json")}
+            self.record.event("quarantine", progress, text, **detail)
+            if ranks.is_first:
+                add_to_report(self.resumer.run, samples, found, str(spike), step, progress.segment)
         return True

@@ -88,6 +88,7 @@ class Saver:
     """The one that is being written."""
     _copy: HostCopy = field(default_factory=HostCopy)
     _average_copy: HostCopy = field(default_factory=HostCopy)
+    _buffer_copy: HostCopy = field(default_factory=HostCopy)
 
     def save(self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool) -> list[Save]:
         """Begin to save everything.
@@ -103,16 +104,13 @@ class Saver:
         """
         since = time.monotonic()
         settled = self.wait()
-        self.ranks.average_buffers(m for m in (self.engine.module, self.averaged) if m is not None)
-        weights = self.engine.weights()
-        average: dict[str, Tensor] = {}
-        if self.averaged is not None and self.ranks.is_first:
-            average = self._average_copy(dict(self.averaged.state_dict()))
-        state = (self.engine.snapshot(), weights, average, random_state(), progress.model_dump_json(indent=1))
-        name = checkpoint_name(progress.step, self.attempt)
+        weights, average, own = self._weights()
+        state = (self.engine.snapshot(), weights, average, {"random": random_state(), "buffers": own},
+                 progress.model_dump_json(indent=1))  # fmt: skip
+        name = checkpoint_name(progress.step, self.attempt, progress.phase)
         manifest = Manifest(
             step=progress.step, rank=self.ranks.rank, world_size=self.ranks.world_size, attempt=self.attempt,
-            created_s=time.time(), permanent=permanent, goal=goal, files={},
+            created_s=time.time(), permanent=permanent, goal=goal, phase=progress.phase, files={},
         )  # fmt: skip
         save = Save(name, progress.step, goal, metrics)
         save.thread = threading.Thread(target=self._write, args=(save, state, manifest), name="longhaul-save", daemon=True)
@@ -120,6 +118,26 @@ class Saver:
         save.thread.start()
         save.stall_s = time.monotonic() - since
         return settled
+
+    def _weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Whole weights and moving average with the ranks' mean buffers (rank 0), and this rank's own buffers.
+
+        The mean goes into the copies alone: a save that changed what trains would make the result depend on when it came.
+        """
+        modules = {"model": self.engine.module, **({} if self.averaged is None else {"average": self.averaged})}
+        weights = self.engine.weights()
+        average: dict[str, Tensor] = {}
+        if self.averaged is not None and self.ranks.is_first:
+            average = self._average_copy(dict(self.averaged.state_dict()))
+        if self.ranks.world_size == 1:
+            return weights, average, {}
+        own = self._buffer_copy({which: dict(module.named_buffers()) for which, module in modules.items()})
+        for which, copies in (("model", weights), ("average", average)):
+            means = self.ranks.mean_buffers(modules[which]) if which in modules else {}
+            for name, mean in means.items():
+                if name in copies:
+                    copies[name].copy_(mean)
+        return weights, average, own
 
     @property
     def standing(self) -> Standing:
@@ -160,7 +178,7 @@ class Saver:
             log.debug("checkpoints %s were retired", ", ".join(gone))
 
     def _write(self, save: Save, state: tuple[Any, ...], manifest: Manifest) -> None:
-        write_engine, weights, average, randoms, progress = state
+        write_engine, weights, average, own, progress = state
         try:
             bad = [n for n, value in [*weights.items(), *average.items()] if not torch.isfinite(value).all()]
             if bad:
@@ -169,7 +187,7 @@ class Saver:
             with tempfile.TemporaryDirectory(prefix="longhaul-save-") as scratch:
                 folder = Path(scratch)
                 write_engine(folder)
-                torch.save(randoms, folder / random_file(self.ranks.rank))
+                torch.save(own, folder / rank_file(self.ranks.rank))
                 if self.ranks.is_first:
                     save_file(weights, folder / "model.safetensors")
                     if average:
@@ -185,9 +203,9 @@ class Saver:
             save.standing = ("failed", f"{type(error).__name__}: {error}")
 
 
-def random_file(rank: int) -> str:
-    """Where a rank's random states lie in a checkpoint."""
-    return f"random-{rank:05d}.pt"
+def rank_file(rank: int) -> str:
+    """Where a rank's own state lies in a checkpoint: random states, and its buffers where ranks have their own."""
+    return f"rank-{rank:05d}.pt"
 
 
 def averaged_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

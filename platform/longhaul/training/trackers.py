@@ -24,7 +24,7 @@ import uuid
 from typing import Any
 
 from longhaul.recipe import Recipe, dump
-from longhaul.recipe.diff import flat
+from longhaul.recipe.flatten import flat
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.tracker_feed import Feed, Row, Shelf, Status
 

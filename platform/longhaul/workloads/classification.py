@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from longhaul.data.digits import default_root, write_digits
 from longhaul.data.images import ImageSplits, image_splits
 from longhaul.data.preprocess import ImagePreprocess
 from longhaul.data.samples import Batch
+from longhaul.data.subset import share_of
 from longhaul.errors import UserError
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe import Recipe
@@ -99,6 +101,12 @@ class Classification:
 
 
 def _image_splits(recipe: Recipe) -> ImageSplits:
+    """The recipe's splits; training takes its share."""
+    splits = _whole_splits(recipe)
+    return replace(splits, train=share_of(splits.train, recipe.data.share, recipe.seed))
+
+
+def _whole_splits(recipe: Recipe) -> ImageSplits:
     data = recipe.data
     preprocess = ImagePreprocess(resolution=data.resolution)
     if isinstance(data, DigitsData):

@@ -37,7 +37,7 @@ def refusal(text: str = BASE, *overrides: str) -> str:
         ("training.early_stopping.patienc=3", "training.early_stopping.patienc: unknown field; did you mean 'patience'?"),
         ("training.schedule={name: step, evry: 2}", "training.schedule.evry: unknown field; did you mean 'every'?"),
         ("data.rot=x", "data.rot: unknown field; did you mean 'root'?"),
-        ("scaling.zzzzz=1", "scaling.zzzzz: unknown field; the fields here are cpus_per_worker, gpu, max_failures, workers"),
+        ("scaling.zzzzz=1", "scaling.zzzzz: unknown field; the fields here are cpus_per_worker, gpu, workers"),
         # A value of the wrong type or out of range.
         ("training=3", "training: must be a mapping of fields (got 3)"),
         ("model=null", "model: must be a mapping of fields (got None)"),

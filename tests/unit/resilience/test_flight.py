@@ -13,7 +13,7 @@ import pytest
 from longhaul.recipe import parse
 from longhaul.resilience import flight
 from longhaul.resilience.flight import HANG_EXIT, FlightRecorder, FlightState, flights, forget_old_flights, recover_span
-from longhaul.resilience.ledger import Stopwatch, read_ledger
+from longhaul.resilience.ledger import Span, Stopwatch, TimeClass, read_ledger
 from longhaul.resilience.requests import ask
 from longhaul.resilience.run_directory import RunDirectory
 
@@ -108,3 +108,20 @@ def test_rank_0_sees_what_is_asked_of_the_run(run: RunDirectory) -> None:
             recorder.beat("step")
             time.sleep(0.05)
     assert recorder.request == request
+
+
+def test_the_time_in_which_a_group_hung_is_not_productive(run: RunDirectory) -> None:
+    since = 1_000_000_000_000
+    shares: dict[TimeClass, int] = {"validation": 300, "productive": 700}
+    span = Span(segment=1, start_ns=since - 400, end_ns=since + 600, step=5, samples=8, shares=shares)
+    first = state().model_copy(update={"state": "step", "state_since_ns": since, "span": span})
+    stuck = state(rank=1).model_copy(update={"stacks": "in a barrier"})
+    for one in (first, stuck):
+        run.storage.write_bytes(f"flight/00001-{one.rank:05d}.json", one.model_dump_json().encode())
+    assert recover_span(run) == 5
+    [row] = read_ledger(run).to_pylist()
+    assert {name: row[f"{name}_ns"] for name in ("validation", "productive", "hung")} == {
+        "validation": 300,
+        "productive": 100,
+        "hung": 600,
+    }

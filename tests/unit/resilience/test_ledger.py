@@ -85,8 +85,34 @@ def test_spans_and_marks_are_read_back(tmp_path: Path) -> None:
     run = RunDirectory.create(str(tmp_path), "r", parse(RECIPE))
     mark(run, "startup", segment=1)
     with ledger_writer(run) as writer:
-        writer.append(**span_row(Span(segment=1, start_ns=10, end_ns=30, step=4, samples=32, shares={"productive": 15, "data": 5})))
+        writer.append(
+            **span_row(Span(segment=1, start_ns=10, end_ns=30, step=4, samples=32, shares={"productive": 15, "data": 5}))
+        )
     rows = {row["source"]: row for row in read_ledger(run).to_pylist()}
     assert rows["driver"]["state"] == "startup"
     assert rows["driver"]["start_ns"] == rows["driver"]["end_ns"]
     assert (rows["worker"]["productive_ns"], rows["worker"]["data_ns"], rows["worker"]["hung_ns"]) == (15, 5, 0)
+
+
+def test_what_is_given_up_was_hung_from_its_beginning_and_reading_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(ledger, "time", clock)
+    watch = Stopwatch(1, 0, 0)
+    clock.now += 5
+    watch.training(0)
+    for _ in range(3):
+        clock.now += 100
+        watch.span()  # the flight recorder looks in between
+    watch.give_up()
+    clock.now += 1
+    assert watch.cut().shares == {"startup": 5, "hung": 301}
+
+
+def test_the_class_in_force_comes_last_in_an_open_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(ledger, "time", clock)
+    watch = Stopwatch(1, 0, 0)
+    for to in ("productive", "data", "productive"):
+        clock.now += 10
+        watch.switch(to)  # type: ignore[arg-type]
+    assert list(watch.span().shares) == ["startup", "data", "productive"]

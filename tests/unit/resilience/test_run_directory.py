@@ -10,7 +10,7 @@ import pytest
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, parse
-from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.resilience.run_directory import RunDirectory, Summary, changed_recipe
 
 TEXT = "{name: tiny, model: {name: resnet10t}, data: {kind: digits}, training: {epochs: 2}}"
 
@@ -35,6 +35,35 @@ def test_the_same_recipe_opens_the_run_again_and_another_is_refused(run: RunDire
     run.storage.write_bytes("checkpoints/step-1/model.safetensors", b"x")
     with pytest.raises(UserError, match=r"exists with another recipe \(seed: 0 -> 5\)"):
         RunDirectory.create(str(tmp_path), "tiny", parse(TEXT, overrides=["seed=5"]))
+
+
+def test_a_change_is_recorded_and_the_former_recipe_kept(run: RunDirectory, recipe: Recipe, tmp_path: Path) -> None:
+    run.storage.write_bytes("checkpoints/step-1/model.safetensors", b"x")
+    for number, epochs in enumerate((3, 4), start=1):
+        before, after = run.recipe(), changed_recipe(str(tmp_path), "tiny", [f"training.epochs={epochs}"])
+        with pytest.raises(UserError, match=rf"training\.epochs: {before.training.epochs} -> {epochs}\.0.*--change FIELD=VALUE"):
+            RunDirectory.prepare(str(tmp_path), "tiny", after, ["training.steps"])
+        RunDirectory.prepare(str(tmp_path), "tiny", after, ["training.epochs"]).save_recipe(after)
+        assert run.recipe() == after
+        assert parse(run.storage.read_bytes(f"recipes/{number}.yaml").decode()) == before
+    events = [event for event in run.events().to_pylist() if event["kind"] == "changed"]
+    assert [event["message"] for event in events] == ["training.epochs: 2.0 -> 3.0", "training.epochs: 3.0 -> 4.0"]
+    told = json.loads(events[1]["detail"])
+    assert told == {"changes": [{"field": "training.epochs", "before": 3.0, "after": 4.0}], "former": "recipes/2.yaml"}
+
+
+def test_the_same_recipe_again_is_no_change(run: RunDirectory, recipe: Recipe) -> None:
+    run.storage.write_bytes("checkpoints/step-1/model.safetensors", b"x")
+    run.save_recipe(recipe)
+    assert not run.storage.list("recipes")
+    assert run.events().num_rows == 0
+
+
+def test_a_change_of_a_run_that_is_not_there_is_refused(tmp_path: Path, run: RunDirectory) -> None:
+    with pytest.raises(UserError, match="no run is there to change"):
+        changed_recipe(str(tmp_path), "other", ["training.epochs=3"])
+    with pytest.raises(UserError, match="--set and --change contradict each other"):
+        changed_recipe(str(tmp_path), "tiny", ["training.epochs=3"], ["training.epochs=2"])
 
 
 def test_a_run_without_a_checkpoint_takes_a_corrected_recipe(run: RunDirectory, tmp_path: Path) -> None:

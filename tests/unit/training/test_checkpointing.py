@@ -84,7 +84,7 @@ def files_of_a_checkpoint() -> list[str]:
         "ema.safetensors",
         "ema.pt",
         "progress.json",
-        "random-00000.pt",
+        "rank-00000.pt",
         "engine/torch.pt",
         "manifest-00000-of-00001.json",
     ]

@@ -41,7 +41,7 @@ def run(recipe: Recipe, tmp_path: Path) -> RunDirectory:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
     """What the cluster has reserved, by node; a test changes it. All of them are there."""
     nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 1.0}}
-    monkeypatch.setattr(elastic, "usable_nodes", lambda candidates: set(candidates))
+    monkeypatch.setattr(elastic, "usable_nodes", lambda candidates, *, draining: set(candidates))
     monkeypatch.setattr(elastic, "_LOOK_S", 0.02)
     return nodes
 

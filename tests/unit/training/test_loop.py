@@ -126,7 +126,7 @@ def outcome(run: RunDirectory, summary: Summary) -> Outcome:
     tensors = {f"{file.stem}.{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
     state = torch.load(folder / "engine" / "torch.pt", weights_only=True)["optimizer"]["state"]
     tensors |= {f"optimizer.{i}.{name}": value for i, moments in state.items() for name, value in moments.items()}
-    tensors["random"] = torch.load(folder / "random-00000.pt", weights_only=True)["torch"]
+    tensors["random"] = torch.load(folder / "rank-00000.pt", weights_only=True)["random"]["torch"]
     table = run.metrics().to_pandas()
     metrics = {(name, step): value for name, step, value in zip(table["name"], table["step"], table["value"], strict=True)}
     return Outcome(summary, tensors, metrics, run.events().to_pandas()["kind"].tolist(), [entry.step for entry in entries])

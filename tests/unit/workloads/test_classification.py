@@ -133,3 +133,13 @@ def test_one_class_is_refused(tmp_path: Path, few_digits: Path) -> None:
     (tmp_path / "train" / "0").symlink_to(few_digits / "train" / "0")
     with pytest.raises(UserError, match=r"data: one class only \(0\)\. Give at least two folders"):
         Classification(recipe(tmp_path))
+
+
+def test_a_share_of_the_data_is_one_of_training_alone(digits_root: Path) -> None:
+    whole, part = Classification(recipe(digits_root)).splits, Classification(recipe(digits_root, "data.share=0.25")).splits
+    counts = np.bincount(whole.train.labels), np.bincount(part.train.labels)
+    assert (counts[1] == np.ceil(counts[0] / 4)).all()
+    assert (part.validation.ids, part.test.ids) == (whole.validation.ids, whole.test.ids)
+    assert part.train.fingerprint != whole.train.fingerprint
+    assert torch.equal(part.train.read(3, None)["image"], whole.train.read(whole.train.ids.index(part.train.ids[3]), None)["image"])
+    assert part.train.classes == whole.train.classes
