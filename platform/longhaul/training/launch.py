@@ -17,6 +17,7 @@ from longhaul.errors import LonghaulError, UserError
 from longhaul.models.zoo import check_name
 from longhaul.recipe import Recipe
 from longhaul.recipe.paths import refuse_relative_paths
+from longhaul.recipe.phases import resolve
 from longhaul.resilience.lease import lease
 from longhaul.resilience.ledger import mark
 from longhaul.resilience.requests import answered
@@ -25,7 +26,7 @@ from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_p
 from longhaul.training.failures import DriverLedger, RunFailurePolicy
 from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
-from longhaul.training.report import forget_snapshot
+from longhaul.training.report import rebuild_snapshot
 from longhaul.workloads import build
 
 _POLL_S = "0.5"
@@ -80,7 +81,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     gpu = _check_resources(recipe)
     with lease(run):
         run.save_recipe(recipe)
-        forget_snapshot(run)
+        rebuild_snapshot(run)
         answered(run)  # whatever was asked of the run before: training it is asked for now
         mark(run, "began", segment=run.summary().segment)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
@@ -107,11 +108,17 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: data, model or metrics of the recipe are not there, or not in order.
     """
-    refuse_relative_paths(recipe)
     check_name(recipe.model.name)
-    workload = build(recipe)
-    workload.build_model()
-    check_watched(recipe.training.early_stopping, workload)
+    for place, of_phase in enumerate(resolve(recipe)):
+        refuse_relative_paths(of_phase)
+        workload = build(of_phase)
+        workload.build_model()
+        check_watched(of_phase.training.early_stopping, workload)
+        gate = recipe.phases[place].gate if recipe.phases else None
+        measured = [f"val/{name}" for name in workload.metric_names]
+        if gate is not None and gate.metric not in measured:
+            fix = f"Give one of {', '.join(measured)}"
+            raise UserError(f"phases[{place}].gate.metric {gate.metric!r}: is not measured", fix)
 
 
 def _close(run: RunDirectory, status: Literal["failed", "stopped"], reason: str) -> None:

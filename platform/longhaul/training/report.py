@@ -11,11 +11,15 @@ import math
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState, _TrainingResultState
 
+from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.storage import Storage
+from longhaul.training.saving import score
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+_COPIES = 3
 
 
 def report_checkpoint(run: RunDirectory, name: str, metrics: dict[str, float]) -> None:
@@ -43,11 +47,34 @@ def plain_metrics(metrics: dict[str, float]) -> dict[str, float]:
     return plain
 
 
-def forget_snapshot(run: RunDirectory) -> None:
-    """Delete Ray's memory of a former driver.
+def rebuild_snapshot(run: RunDirectory) -> None:
+    """Give Ray a memory that is true: every complete checkpoint, and no other.
 
-    It refers to checkpoints that retention has deleted since, and Ray refuses to start with such a reference. The manifests
-    on storage are the truth.
+    The one that a former driver left may be cut short, or refer to checkpoints that retention has deleted since, and Ray
+    refuses to start with such a one. The manifests on storage are the truth; the former is kept as a copy, the last three.
     """
     if run.storage.exists(SNAPSHOT):
-        run.storage.delete_file(SNAPSHOT)
+        numbers = sorted(
+            int(entry.name.rsplit("-", 1)[1]) for entry in run.storage.list() if entry.name.startswith(f"{SNAPSHOT}.bak-")
+        )
+        run.storage.write_bytes(f"{SNAPSHOT}.bak-{numbers[-1] + 1 if numbers else 1}", run.storage.read_bytes(SNAPSHOT))
+        for number in numbers[: -_COPIES + 1]:
+            run.storage.delete_file(f"{SNAPSHOT}.bak-{number}")
+    entries = CheckpointStore(run).entries()
+    direction = run.summary().goal_direction
+    results = [
+        _TrainingResultState(checkpoint_dir_name=f"checkpoints/{e.name}", metrics={"score": score(e.goal, direction)})
+        for e in entries
+    ]
+    state = _CheckpointManagerState(
+        checkpoint_results=results,
+        checkpoint_report_indices=list(range(len(results))),
+        latest_checkpoint_result=results[-1] if results else None,
+        pending_training_results=[],
+        pending_validation_specs=[],
+        current_report_index=len(results),
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    )
+    run.storage.write_bytes(SNAPSHOT, state.model_dump_json().encode())

@@ -10,6 +10,7 @@ to write: a checkpoint without the manifest of rank 0 is never complete, so such
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ from longhaul.training.ranks import Ranks
 log = logging.getLogger(__name__)
 
 _LAST_S = 60.0
+_NO_SCORE = -1e30
 
 Report = Callable[[str, dict[str, float]], None]
 """Called on every rank when a checkpoint is complete: its name, and the metrics of the moment."""
@@ -163,7 +165,7 @@ class Saver:
             save.standing = max(bad)  # "nonfinite" before "failed"
             log.error("checkpoint %s was not saved: %s", save.name, save.standing[1])
         else:
-            self.report(save.name, save.metrics)
+            self.report(save.name, {**save.metrics, "score": score(save.goal, self.retention.direction)})
         return [save]
 
     def close(self) -> None:
@@ -211,3 +213,10 @@ def rank_file(rank: int) -> str:
 def averaged_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's own names and values out of `AveragedModel.state_dict()`."""
     return {name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")}
+
+
+def score(goal: float | None, direction: Literal["max", "min"]) -> float:
+    """One number that is always there and always better when higher: Ray ranks a missing one best in the order `min`."""
+    if goal is None or not math.isfinite(goal):
+        return _NO_SCORE
+    return goal if direction == "max" else -goal
