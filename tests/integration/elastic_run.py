@@ -76,7 +76,7 @@ def _act(root: Path, scenario: str, ranks: Any, calls: int) -> None:
     if scenario == "drain" and not struck and calls == 13 and ranks.is_first:
         (root / "ready").touch()
     if (root / "ready").exists() and scenario == "drain" and ranks.world_size == 2:
-        time.sleep(0.5)
+        time.sleep(1.0)
     if scenario == "kill" and struck and ranks.world_size == 1:
         if calls == 7:
             (root / "shrunk").touch()
@@ -180,7 +180,7 @@ def main() -> None:
             await_file(root / "shrunk", trained)
             cluster.add_node(num_cpus=1)
         else:
-            drain(cluster.address, second.node_id, 25)
+            drain(cluster.address, second.node_id, 30)
             (root / "struck").touch()
         trained.join()
     finally:

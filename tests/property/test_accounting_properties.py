@@ -18,14 +18,16 @@ def spans(draw: st.DrawFn) -> dict[str, object]:
     shares = draw(st.dictionaries(st.sampled_from(CLASSES), st.integers(0, 10**5)))
     end = start + sum(shares.values())
     segment, samples = draw(st.integers(1, 9)), draw(st.integers(0, 99))
-    return span_row(Span(segment=segment, start_ns=start, end_ns=end, step=draw(st.integers(0, 99)), samples=samples, shares=shares))
+    return span_row(
+        Span(segment=segment, start_ns=start, end_ns=end, step=draw(st.integers(0, 99)), samples=samples, shares=shares)
+    )
 
 
 @st.composite
 def marks(draw: st.DrawFn) -> dict[str, object]:
     at = EPOCH + draw(st.integers(0, 10**6))
     state = draw(st.sampled_from(["began", "startup", "waiting", "paused", "ended"]))
-    row: dict[str, object] = {name: 0 for name in LEDGER.names}
+    row: dict[str, object] = dict.fromkeys(LEDGER.names, 0)
     return row | {"source": "driver", "state": state, "start_ns": at, "end_ns": at, "time_s": at / 1e9}
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from longhaul.cli.main import app
 from longhaul.recipe import load, parse
+from longhaul.resilience.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "jobs/recipes/classification/digits.yaml"
@@ -41,7 +42,8 @@ def test_the_verbs_that_others_rely_on_are_there() -> None:
         ("submit",),
         ("export",),
         ("serve",),
-        *((group, verb) for group in ("runs",) for verb in ("ls", "show", "watch", "compare")),
+        ("plan",),
+        *((group, verb) for group in ("runs",) for verb in ("ls", "show", "watch", "compare", "incidents", "pause", "cancel")),
         *(("models", verb) for verb in ("ls", "show", "verify", "promote")),
         *(("recipe", verb) for verb in ("show", "diff", "schema", "models")),
     } <= set(VERBS)
@@ -112,6 +114,34 @@ def test_recipe_show_into_a_file_can_be_read_again(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert parse(result.stdout) == load(ROOT / DIGITS, [long, "seed=3"])
     assert parse(result.stdout).sha256 in result.stderr
+
+
+def test_recipe_show_tells_the_phases() -> None:
+    result = longhaul("recipe", "show", DIGITS.replace("digits", "digits_phases"))
+    assert result.returncode == 0
+    [line] = [line for line in result.stderr.splitlines() if "all-small" in line]
+    assert [cell.strip() for cell in line.strip("│ ").split("│")][1:] == [
+        "16", "1", "3 epochs", "the best weights before", "val/top1 at least 0.8"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--change", "seed=3"), "error --change seed: 7 -> 3: cannot change in a run that has checkpoints; initial weights"),
+        (("--change", "training.epochs=3", "--set", "seed=3"), "error --set and --change contradict each other"),
+        (("--set", "training.epochs=3"), "exists with another recipe (training.epochs: 10.0 -> 3.0)"),
+    ],
+)
+def test_another_recipe_for_a_run_with_checkpoints_ends_with_one_line_and_2(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    run = RunDirectory.create(str(tmp_path), "begun", load(ROOT / DIGITS))
+    run.storage.write_bytes("checkpoints/step-1/model.safetensors", b"x")
+    result = longhaul("train", str(ROOT / DIGITS), "--storage", str(tmp_path), "--resume", *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr.splitlines()[-1]
+    assert run.recipe() == load(ROOT / DIGITS)
 
 
 def test_recipe_diff_shows_what_differs(tmp_path: Path) -> None:

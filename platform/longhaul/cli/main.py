@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from longhaul import __version__
-from longhaul.cli import cluster, drill, export, models, recipe, runs, serve, submit, train
+from longhaul.cli import cluster, drill, export, models, plan, recipe, runs, serve, submit, train
 from longhaul.errors import LonghaulError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command(name="train")(train.train)
 app.command(name="submit")(submit.submit)
 app.command(name="drill")(drill.drill)
 app.add_typer(runs.app, name="runs")
+app.command(name="plan")(plan.plan)
 app.command(name="export")(export.export)
 app.add_typer(models.app, name="models")
 app.command(name="serve")(serve.serve)

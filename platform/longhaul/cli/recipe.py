@@ -32,6 +32,7 @@ def show(path: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006 - t
     Example: longhaul recipe show jobs/recipes/classification/digits.yaml --set training.engine=zero2
     """
     from longhaul.recipe import dump, load
+    from longhaul.recipe.phases import resolve
 
     recipe = load(path, overrides)
     console, text = Console(), dump(recipe)
@@ -39,7 +40,15 @@ def show(path: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006 - t
         console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
     else:  # into a file or a pipe: exactly the recipe, which can be read again
         console.file.write(text)
-    Console(stderr=True).print(f"[dim]sha256 {recipe.sha256}[/]")
+    beside = Console(stderr=True)
+    if recipe.phases:
+        table = Table("phase", "resolution", "share", "length", "begins with", "gate", title="phases", title_justify="left")
+        for place, (phase, its) in enumerate(zip(recipe.phases, resolve(recipe), strict=True)):
+            begins = f"the {phase.carry} weights before" if place else "fresh weights"
+            length, gate = str(its.training.length), str(phase.gate) if phase.gate else "none"
+            table.add_row(phase.name, str(its.data.resolution), f"{its.data.share:g}", length, begins, gate)
+        beside.print(table)
+    beside.print(f"[dim]sha256 {recipe.sha256}[/]")
 
 
 @app.command()

@@ -56,9 +56,8 @@ def share_of(samples: S, share: float, seed: int) -> S:
 def excluded_indices(samples: SampleSet, ids: Sequence[str], *, part: bool = False) -> list[int]:
     """The indices of the samples `ids`, ascending.
 
-    Where the set is `part` of a larger one, ids may be of the rest.
-
-    They stay in the set and in its order, which steps over them: so every other sample keeps its turn.
+    Where the set is `part` of a larger one, ids may be of the rest. They stay in the set and in its order, which steps over
+    them: so every other sample keeps its turn.
 
     Raises:
         UserError: one is not in the set; the message names the nearest.

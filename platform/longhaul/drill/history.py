@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -58,7 +59,7 @@ class History:
                 data = stream.read()
             whole = data[: data.rfind(b"\n") + 1]
             lines = whole.splitlines()
-            if lines and path not in self._offsets:
+            if lines and not self._offsets.get(path):
                 worker = Worker.model_validate_json(lines.pop(0))
                 self.workers[worker.attempt, worker.rank] = worker
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
@@ -99,17 +100,20 @@ class History:
         """Steps that were computed on a line from `since` on, and once more on a later one up to `until`."""
         lines = sorted(line for line in self._firsts if since <= line <= until)
         lost = 0
-        for former, line in zip(lines, lines[1:], strict=False):
+        for former, line in itertools.pairwise(lines):
             again = self._lasts[former] + 1 - self._firsts[line]
             lost += max(0, -(-again // self.batch))
         return lost
 
     def lost_seconds(self, since_s: float, until_s: float) -> float:
-        """Time in which the run did not get further than it was, less what its steps usually take."""
-        times = sorted(gain.time_s for gain in self.gains)
-        steps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+        """Time from `since_s` to `until_s`, less what the steps that the run got further in it usually take."""
+        begins: dict[int, float] = {}
+        for gain in self.gains:
+            begins.setdefault(gain.position // self.batch, gain.time_s)
+        times = sorted(begins.values())
+        usual = median([later - sooner for sooner, later in itertools.pairwise(times)] or [0.0])
         gained = sum(since_s < time_s <= until_s for time_s in times)
-        return max(until_s - since_s - gained * (median(steps) if steps else 0.0), 0.0)
+        return max(until_s - since_s - gained * usual, 0.0)
 
 
 @dataclass

@@ -44,11 +44,11 @@ class Nodes:
 
         Wraps `ray._raylet.GcsClient.drain_node`, as the hidden command `ray drain-node` does.
         """
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.core.generated import autoscaler_pb2
 
         deadline_s = time.time() + notice_s
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
         accepted, why = GcsClient(address=self.address).drain_node(node, reason, "drill", int(deadline_s * 1000))
         if not accepted:
             raise RuntimeError(f"node {node} is not drained: {why}")
@@ -92,10 +92,7 @@ def nodes(workers: int) -> Iterator[Nodes]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    head = {
-        "num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
-        "node_ip_address": "127.0.0.1",
-    }  # fmt: skip
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     cluster = None
     try:
         with _own_signals():

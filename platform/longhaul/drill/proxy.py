@@ -15,7 +15,8 @@ Mode = Literal["pass", "refuse", "hold"]
 _BLOCK = 64 << 10
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _ANSWER = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(_SLOW_DOWN)
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    % len(_SLOW_DOWN)
 ) + _SLOW_DOWN
 
 
@@ -35,7 +36,7 @@ class Proxy:
         self.struck = 0
         """Connections that an outage has cut, refused or held."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = "http://127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, name="drill-proxy", daemon=True).start()
 
     def set(self, mode: Mode) -> None:

@@ -56,15 +56,16 @@ class Strikes:
         if kind == "kill-worker":
             kill_process(worker.pid)
             return f"rank {worker.rank} killed"
-        if kind == "kill-node":
-            self.nodes.kill(worker.node)
-        elif kind == "notice-0":
-            self.nodes.end(worker.node)
-        else:
-            deadline_s = self.nodes.drain(worker.node, NOTICE_S[kind])
-            self.until(lambda: time.time() >= deadline_s, NOTICE_S[kind] + 1.0)
-            self.nodes.kill(worker.node)
-        self.nodes.add()
+        try:
+            if kind == "notice-0":
+                self.nodes.end(worker.node)
+            elif kind in NOTICE_S:
+                deadline_s = self.nodes.drain(worker.node, NOTICE_S[kind])
+                self.until(lambda: time.time() >= deadline_s, NOTICE_S[kind] + 1.0)
+        finally:
+            if self.nodes.has(worker.node):
+                self.nodes.kill(worker.node)
+            self.nodes.add()
         return f"node of rank {worker.rank} replaced"
 
     def _worker(self, fault: Fault) -> Worker:

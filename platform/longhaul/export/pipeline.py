@@ -18,6 +18,7 @@ from longhaul.export.parity import compare
 from longhaul.export.registry import Registry
 from longhaul.export.tensorrt_plan import build_plan
 from longhaul.recipe import Recipe
+from longhaul.recipe.phases import resolve
 from longhaul.resilience.checkpoint import Weights, load_weights
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.workloads import Workload
@@ -48,10 +49,10 @@ def export_run(
         IntegrityError: the checkpoint is damaged, or does not fit the recipe's network.
         PlanError: the builder refused the model.
     """
-    recipe = run.recipe()
+    weights = load_weights(run, which)
+    recipe = resolve(run.recipe())[weights.phase]
     workload = workloads.build(recipe)
     signature, max_batch = workload.signature(), recipe.export.max_batch
-    weights = load_weights(run, which)
     say(f"checkpoint {weights.checkpoint} (step {weights.step}) of {run.uri}")
     model = _network(recipe, workload, weights)
     with tempfile.TemporaryDirectory(prefix="longhaul-export-") as scratch:
@@ -72,7 +73,7 @@ def export_run(
             max_batch=max_batch,
             metrics=comparison.metrics,
             parity=parity,
-            recipe_sha256=recipe.sha256,
+            recipe_sha256=run.recipe().sha256,
             run=run.uri,
             checkpoint=weights.checkpoint,
             step=weights.step,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from longhaul.errors import UserError
 from longhaul.recipe.diff import Difference, diff
@@ -25,6 +24,7 @@ _FIXED = {
     "data.test_share": "training and test samples would mix",
     "data.resolution": "losses and metrics before and after would not be of the same task",
     "data.excluded": "samples left out from the start have been seen by its weights",
+    "phases": "its checkpoints are of a run without phases, or of one with them",
     "training.engine": "checkpoints of plain torch and of each ZeRO stage hold the optimizer's state in forms of their own",
     "training.optimizer.name": _OPTIMIZER,
     "training.optimizer.weight_decay": _OPTIMIZER,
@@ -48,7 +48,10 @@ def changed(recipe: Recipe, changes: Sequence[str], *, source: str, begun: bool 
     """
     after = parse(dump(recipe), source=f"{source} with --change", overrides=changes, option="--change")
     for difference in diff(recipe, after) if begun else ():
-        reason = _reason(difference)
+        phase = _PHASE.fullmatch(difference.field)
+        if phase and int(phase[1]) >= len(recipe.phases) > 0:
+            continue  # a further phase is another stretch, with whatever it sets
+        reason = _phase_reason(phase[2], difference) if phase else _reason(difference)
         if reason is not None:
             told = f"{difference.field}: {difference.before!r} -> {difference.after!r}"
             raise UserError(f"--change {told}: cannot change in a run that has checkpoints; {reason}", _NEW_RUN)
@@ -68,8 +71,6 @@ def covers(named: Sequence[str], field: str) -> bool:
 def _reason(difference: Difference) -> str | None:
     """Why a field may not change; None if it may."""
     field, before, after = difference
-    if phase := _PHASE.fullmatch(field):
-        return _phase_reason(phase[2], before, after)
     if field == "training.ema_decay" and None in (before, after):
         return "its checkpoints hold a moving average of the weights from the start, or none"
     if field == "training.precision" and "fp16" in (before, after):
@@ -77,7 +78,7 @@ def _reason(difference: Difference) -> str | None:
     return next((why for fixed, why in _FIXED.items() if covers([fixed], field)), None)
 
 
-def _phase_reason(field: str, before: Any, after: Any) -> str | None:
-    if field == "name" and None not in (before, after):
-        return "phases are told apart by their names and places"
-    return _reason(Difference(field.removeprefix("set."), before, after)) if field.startswith("set.") else None
+def _phase_reason(field: str, difference: Difference) -> str | None:
+    if field == "name":
+        return "its checkpoints count phases by their places"
+    return _reason(difference._replace(field=field.removeprefix("set."))) if field.startswith("set.") else None

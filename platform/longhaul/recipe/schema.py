@@ -292,6 +292,10 @@ class GateSection(Section):
             raise ValueError("give exactly one of at_least and at_most")
         return self
 
+    def __str__(self) -> str:
+        bound = f"at most {self.at_most:g}" if self.at_least is None else f"at least {self.at_least:g}"
+        return f"{self.metric} {bound}"
+
 
 class PhaseSection(Section):
     """A stretch of the run with settings of its own; optimizer and schedule start afresh in each."""

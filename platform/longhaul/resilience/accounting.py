@@ -117,7 +117,7 @@ def _intervals(spans: list[dict[str, Any]], marks: list[dict[str, Any]], until_n
         if span["end_ns"] > at:
             yield Interval(at, span["end_ns"], _clipped(span, span["end_ns"] - at))
             at = span["end_ns"]
-            # A mark inside a span: the driver knew of the end before rank 0 (whose last words came late, or whose clock is ahead).
+            # A mark inside a span: the driver knew of the end before rank 0, whose last words came late or whose clock is ahead.
             last = bisect.bisect_left(moments, at) - 1
             state = marks[last]["state"] if last >= 0 and moments[last] > span["start_ns"] else "hung"
     end = max([at, *moments[-1:], *([until_ns] if until_ns is not None else [])])

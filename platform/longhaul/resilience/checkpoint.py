@@ -188,7 +188,7 @@ class CheckpointStore:
         newest = newest_phase(entries)
         keep = {entry.name for entry in newest[-retention.latest :]} | {entry.name for entry in entries if entry.permanent}
         keep |= {entry.name for entry in best_entries(newest, retention.direction)[: retention.best]}
-        keep |= {entry.phase: entry.name for entry in entries}.values()  # the last of each phase
+        keep |= set({entry.phase: entry.name for entry in entries}.values())  # the last of each phase
         complete = {entry.name for entry in entries}
         gone = []
         for child in self._storage.list():

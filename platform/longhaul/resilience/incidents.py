@@ -14,8 +14,8 @@ from longhaul.resilience.run_directory import RunDirectory
 
 FailureClass = Literal["preemption", "capacity", "lost", "hang", "memory", "user", "rollback", "driver"]
 _FOLDER = "incidents"
-_WAITING = ("torch/distributed/", "torch/autograd/graph.py", "deepspeed/comm/")
-"""Where a thread stands that waits for other ranks; the backward pass too, whose end is DDP's reduction of gradients."""
+_COLLECTIVE = ("torch/distributed/", "torch/autograd/graph.py", "deepspeed/comm/")
+"""Files at the top of a stack that waits for other ranks; a backward pass ends with DDP's reduction of gradients."""
 _TOP = 8  # frames
 
 
@@ -27,8 +27,7 @@ class Incident(BaseModel):
         segment, attempt: the line of history that it ended.
         what: in one sentence.
         rank, host: of the first to fail, where it is known.
-        step: the furthest step that this line had reached.
-        resumed: the step from which the run went on, where it is known here; else the run's events tell.
+        step: the furthest step that the run had reached.
         log: the last lines of that rank.
         stacks: of all its threads, for a hang.
         retried: whether the run went on by itself; if not, `reason` says why.
@@ -45,7 +44,6 @@ class Incident(BaseModel):
     rank: int | None = None
     host: str | None = None
     step: int = 0
-    resumed: int | None = None
     log: list[str] = []
     stacks: str | None = None
     retried: bool = True
@@ -53,16 +51,9 @@ class Incident(BaseModel):
 
 
 def record_incident(
-    run: RunDirectory,
-    kind: FailureClass,
-    what: str,
-    *,
-    segment: int,
-    first: FlightState | None = None,
-    step: int | None = None,
-    resumed: int | None = None,
-    reason: str | None = None,
-) -> Incident:
+    run: RunDirectory, kind: FailureClass, what: str, *, segment: int, first: FlightState | None, retried: bool,
+    step: int | None = None, reason: str | None = None,
+) -> Incident:  # fmt: skip
     """Write the page.
 
     Args:
@@ -71,16 +62,16 @@ def record_incident(
         what: in one sentence.
         segment: the line of history that it ended.
         first: the last words of the rank that failed first.
+        retried: whether the run goes on.
         step: the furthest that the run had come; left out, what `first` says.
-        resumed: the step that the run goes on from, where it is known already.
-        reason: why the run ends; None where it goes on.
+        reason: why the run does not go on.
     """
+    step = step if step is not None else first.step if first else 0
     incident = Incident(
         number=max((other.number for other in incidents(run)), default=0) + 1,
-        time_s=time.time(), segment=segment, attempt=first.attempt if first else "", kind=kind, what=what,
+        time_s=time.time(), segment=segment, attempt=first.attempt if first else "", kind=kind, what=what, step=step,
         rank=first.rank if first else None, host=first.host if first else None,
-        step=step if step is not None else first.step if first else 0, resumed=resumed,
-        log=first.log if first else [], stacks=first.stacks if first else None, retried=reason is None, reason=reason,
+        log=first.log if first else [], stacks=first.stacks if first else None, retried=retried, reason=reason,
     )  # fmt: skip
     run.storage.write_bytes(f"{_FOLDER}/{incident.number:05d}.json", (incident.model_dump_json(indent=1) + "\n").encode())
     return incident
@@ -96,27 +87,27 @@ def incidents(run: RunDirectory) -> list[Incident]:
     return sorted(found, key=lambda incident: incident.number)
 
 
-def first_to_fail(states: Sequence[FlightState], named: Sequence[int] = ()) -> FlightState | None:
+def first_to_fail(states: Sequence[FlightState]) -> FlightState | None:
     """Who of a group began its end.
 
-    Args:
-        states: the last words of each rank.
-        named: ranks that are known to have failed, by their exit or their error.
-
-    In a hang every rank stands still, and who ends first is chance; to blame is the one that the others wait for: it is not
-    in a collective itself, or has come less far. Otherwise it is the rank named, or the one with the oldest sign of life.
+    In a hang every rank stands still, and whose watchdog fires first is chance. To blame is the one that the others wait for
+    in a collective: it does not wait in one itself, or is not in a step, or has come less far, or came last. Where nobody
+    hung, it is the one with the oldest sign of life.
     """
     if any(state.stacks is not None for state in states):
-        return max(states, key=lambda state: (not _waits(state), -state.step, state.state_since_ns))
-    of_these = [state for state in states if state.rank in named] or states
-    return min(of_these, key=lambda state: state.time_ns, default=None)
+        return max(states, key=_blame)
+    return min(states, key=lambda state: state.time_ns, default=None)
+
+
+def _blame(state: FlightState) -> tuple[bool, bool, int, bool, int]:
+    """Larger for a rank that is rather to blame for a hang."""
+    return not _waits(state), state.state != "step", -state.step, state.stacks is not None, state.state_since_ns
 
 
 def _waits(state: FlightState) -> bool:
-    """Whether the rank waits for others: by its training thread's stack, or, without one, by what it was at."""
-    if state.stacks is None:
+    """Whether a rank waits for others: as the stack of its training thread says; without one, by what it was at."""
+    threads = (state.stacks or "").split("\n\n")
+    training = next((thread for thread in threads if "training/loop.py" in thread), None)
+    if training is None:
         return state.state == "step"
-    threads = state.stacks.split("\n\n")
-    training = next((thread for thread in threads if "training/loop.py" in thread), "")
-    top = training.splitlines()[: _TOP + 1]
-    return any(place in line for line in top for place in _WAITING)
+    return any(place in line for line in training.splitlines()[: _TOP + 1] for place in _COLLECTIVE)

@@ -20,7 +20,7 @@ from longhaul.resilience.incidents import FailureClass, Incident
 
 _WINDOW_S = 86_400.0
 _IN_A_ROW = 6
-_BEYOND = ("preemption", "capacity", "rollback")  # not the program's doing: they never make a crash loop
+_BEYOND = ("preemption", "capacity", "rollback", "driver")  # not the program's doing: they never make a crash loop
 
 
 def why_not(kind: FailureClass, former: Sequence[Incident], budgets: RetryBudgets, *, now_s: float, saved_s: float) -> str | None:

@@ -68,9 +68,7 @@ class Trainer:
     stage: Stage = WHOLE
 
     def train(self) -> Summary:
-        """Train to the end of the recipe, from wherever the run stands; returns the run's summary.
-
-        Its status tells an end (`finished`) from a stop on request (`paused`, `cancelled`).
+        """Train to the end of the recipe, or to a request to stop, from wherever the run stands; returns the run's summary.
 
         Raises:
             UserError: the recipe cannot be run by these workers, or its data are not in order.

@@ -17,6 +17,7 @@ from longhaul.recipe import Recipe
 from longhaul.recipe.phases import resolve
 from longhaul.recipe.schema import PhaseSection
 from longhaul.resilience.checkpoint import CheckpointStore, load_weights
+from longhaul.resilience.ledger import mark
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
@@ -68,6 +69,8 @@ class Phases:
             self._check_gate(self.recipe.phases[number], ended)
             if last:
                 return summary
+            if self.ranks.is_first:  # until the next phase's first span: else the ledger would take it for a hang
+                mark(self.run, "startup", segment=summary.segment, step=summary.step)
             number += 1
             former = self._former(trainer, ended, summary.epoch, self.recipe.phases[number])
 

@@ -97,7 +97,7 @@ def add_to_report(run: RunDirectory, samples: SampleSet, found: Sequence[Suspect
             )  # fmt: skip
         run.storage.write_bytes(FILE, (report.model_dump_json(indent=1) + "\n").encode())
         run.write_picture("quarantine.png", draw(run, report))
-    except Exception:
+    except Exception:  # a picture that cannot be drawn must not end the run
         log.exception("the quarantine report could not be written; the samples are left out all the same")
 
 

@@ -28,7 +28,12 @@ from longhaul.training.trackers import Trackers, make_trackers
 from longhaul.workloads import Workload
 
 _SUMMARY_S = 5.0
-_TRACKED: dict[str, Status] = {"finished": "finished", "paused": "stopped", "cancelled": "stopped"}
+_TRACKED: dict[str, Status] = {
+    "finished": "finished",
+    "paused": "stopped",
+    "cancelled": "stopped",
+    "running": "stopped",
+}  # between phases
 
 
 class SpikeError(Exception):

@@ -200,7 +200,7 @@ class Saver:
             self.retire()  # of those before this one, which is complete only when the others' manifests are there as well
             self.duration_s = time.monotonic() - save.started_s
             save.standing = ("written", "")
-        except Exception as error:
+        except Exception as error:  # whatever it was: the thread that trains must hear of it, and go on
             log.exception("rank %d could not write checkpoint %s", self.ranks.rank, save.name)
             save.standing = ("failed", f"{type(error).__name__}: {error}")
 

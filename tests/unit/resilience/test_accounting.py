@@ -17,7 +17,7 @@ def span(start: int, end: int, *, segment: int = 1, step: int = 0, samples: int 
 
 
 def mark(at: int, state: str) -> dict[str, object]:
-    return {name: 0 for name in LEDGER.names} | {"source": "driver", "state": state, "start_ns": at, "end_ns": at, "time_s": 0.0}
+    return dict.fromkeys(LEDGER.names, 0) | {"source": "driver", "state": state, "start_ns": at, "end_ns": at, "time_s": 0.0}
 
 
 def add_up(*rows: dict[str, object], until: int | None = None) -> Account:

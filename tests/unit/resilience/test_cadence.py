@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,19 +9,12 @@ from hypothesis import strategies as st
 
 from longhaul.resilience.cadence import Cadence, daly
 
+from .failure_traces import DAY_S, HOUR_S, RUN_S, Cadences, Environment, best_fixed, lost_fixed, ratio, traces
+
 MONTH_S = 30 * 86_400.0
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> Any:
-    path = Path(__file__).parents[3] / "benchmarks" / "cadence.py"
-    spec = importlib.util.spec_from_file_location("longhaul_benchmark_cadence", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+HARSH, MILD = Environment(3 * HOUR_S, 5.0), Environment(DAY_S, 1.0)
 
 
 @pytest.mark.parametrize(("cost", "mean"), [(0.5, 10_800.0), (5.0, 10_800.0), (30.0, 43_200.0), (60.0, 600.0)])
@@ -130,11 +118,11 @@ def test_a_decision_names_all_that_it_follows_from() -> None:
     assert {"losses", "uptime_s", "duration_s"} <= decision.keys()
 
 
-def test_the_benchmarks_arrays_are_the_cadence(benchmark: Any) -> None:
+def test_the_arrays_of_the_traces_are_the_cadence() -> None:
     """Twelve cadences driven one by one, and in arrays, through the same saves, times and losses."""
     random = np.random.default_rng(3)
     one = Cadence(nodes=7, monthly_rate=0.2)
-    many = benchmark.Cadences(one.mean_between_losses_s(), 12, one)
+    many = Cadences(one.mean_between_losses_s(), 12, one)
     each = [one.model_copy() for _ in range(12)]
     for _ in range(40):
         costs, uptimes = random.lognormal(0.0, 1.0, 12), random.exponential(4e4, 12)
@@ -151,26 +139,25 @@ def test_the_benchmarks_arrays_are_the_cadence(benchmark: Any) -> None:
         np.testing.assert_allclose(many.interval_s(), [cadence.interval_s() for cadence in each], rtol=1e-12)
 
 
-def test_lost_time_is_near_that_of_the_best_fixed_interval_in_hindsight(benchmark: Any) -> None:
-    """The benchmark in small: 400 traces; the full one has 10,000 and is held to 1.05."""
-    harsh, mild = benchmark.ENVIRONMENTS[0], benchmark.ENVIRONMENTS[5]
-    assert benchmark.ratio(harsh, 1.0, 400, 30.0)[0] < 1.05
-    assert benchmark.ratio(mild, 1.0, 400, 30.0)[0] < 1.07
-    assert benchmark.ratio(harsh, 10.0, 400, 30.0)[0] < 1.10
+def test_lost_time_is_near_that_of_the_best_fixed_interval_in_hindsight() -> None:
+    """400 traces; `benchmarks/cadence.py` has 10,000 and another simulation."""
+    assert ratio(HARSH, 1.0, 400, 30.0)[0] < 1.05
+    assert ratio(MILD, 1.0, 400, 30.0)[0] < 1.07
+    assert ratio(HARSH, 10.0, 400, 30.0)[0] < 1.10
 
 
-def test_an_interval_that_is_far_off_would_be_seen(benchmark: Any) -> None:
+def test_an_interval_that_is_far_off_would_be_seen() -> None:
     """The negative control: four times the best interval loses about twice as much."""
-    environment = benchmark.ENVIRONMENTS[0]
-    length_s = 30 * 86_400.0
-    table = benchmark.traces(environment, 400, length_s, 0)
-    interval, lost = benchmark.best_fixed(environment, table, length_s)
-    assert benchmark.lost_fixed(environment, table, length_s, 4 * interval) > 1.7 * lost
+    environment = HARSH
+    length_s = RUN_S
+    table = traces(environment, 400, length_s, 0)
+    interval, lost = best_fixed(environment, table, length_s)
+    assert lost_fixed(environment, table, length_s, 4 * interval) > 1.7 * lost
 
 
-def test_the_search_finds_the_theorys_optimum(benchmark: Any) -> None:
-    environment = benchmark.Environment("plain", 10_800.0, 5.0, 0.0)
-    table = benchmark.traces(environment, 400, 30 * 86_400.0, 0)
-    interval, lost = benchmark.best_fixed(environment, table, 30 * 86_400.0)
+def test_the_search_finds_the_theorys_optimum() -> None:
+    environment = Environment(3 * HOUR_S, 5.0, 0.0)
+    table = traces(environment, 400, 30 * 86_400.0, 0)
+    interval, lost = best_fixed(environment, table, 30 * 86_400.0)
     assert interval == pytest.approx(daly(5.0, 10_800.0), rel=0.25)
     assert lost / (400 * 30 * 86_400.0) == pytest.approx(np.sqrt(2 * 5.0 / 10_800.0), rel=0.1)

@@ -62,3 +62,25 @@ def test_pages_are_numbered_and_read_back_oldest_first(run: RunDirectory) -> Non
 def test_an_incident_of_which_nobody_left_a_word_is_a_page_too(run: RunDirectory) -> None:
     record_incident(run, "lost", "all gone", segment=1, first=None, retried=True)
     assert incidents(run)[0].rank is None
+
+
+def thread(top: str) -> str:
+    """The stack of the training's thread, innermost frame first, after that of the watchdog."""
+    return f'Current thread 0x1:\n  File "flight.py", line 1\n\nThread 0x2:\n  File "{top}", line 9\n  File "x/training/loop.py"'
+
+
+def test_in_a_hang_whose_stack_waits_in_a_collective_is_not_to_blame() -> None:
+    """Both are in the same step; the one that came last waits for nobody."""
+    waits = rank(0, since=9).model_copy(update={"stacks": thread("torch/autograd/graph.py")})
+    stuck = rank(1, since=1).model_copy(update={"stacks": thread("my/augmentation.py")})
+    assert first_to_fail([waits, stuck]) == stuck
+    validating = rank(2, doing="validation", since=9).model_copy(
+        update={"stacks": thread("torch/distributed/distributed_c10d.py")}
+    )
+    assert first_to_fail([validating, stuck]) == stuck
+
+
+def test_an_end_has_its_reason(run: RunDirectory) -> None:
+    record_incident(run, "lost", "gone", segment=1, first=rank(2), retried=False, step=9, reason="ten a day")
+    [page] = incidents(run)
+    assert (page.reason, page.retried, page.step, page.attempt) == ("ten a day", False, 9, "a")

@@ -3,134 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from runs_in_process import (
+    ALONE,
+    RARELY,
+    SHORT,
+    Crash,
+    Crashing,
+    Outcome,
+    Scripted,
+    ScriptedCrash,
+    nothing,
+    outcome,
+    recipe_for,
+    train,
+)
 
 from longhaul.data.loader import BatchPlan, StepBatch
 from longhaul.data.loader import training_steps as straight_steps
 from longhaul.data.order import SampleOrder
-from longhaul.data.samples import Batch, SampleSet
+from longhaul.data.samples import SampleSet
 from longhaul.errors import UserError
-from longhaul.recipe import Recipe, parse
-from longhaul.resilience import flight
+from longhaul.recipe import Recipe
 from longhaul.resilience.checkpoint import CheckpointStore
-from longhaul.resilience.requests import ask, asked
-from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.resilience.run_directory import RunDirectory, changed_recipe
 from longhaul.training import loop
 from longhaul.training.loop import Trainer
-from longhaul.training.memory import MemoryExhaustedError
+from longhaul.training.progress import fresh_progress
 from longhaul.training.ranks import Ranks
-from longhaul.training.rollback import DivergedError
 from longhaul.workloads.classification import Classification
-
-# 40 training images in steps of 12: an epoch ends within a step. Dropout, stochastic depth, EMA, batch norm, augmentation.
-RECIPE = """
-name: few
-seed: 5
-model: {name: test_resnet, drop_rate: 0.3, drop_path_rate: 0.2}
-data: {kind: imagefolder, root: ROOT, resolution: 16, loader_workers: 0, augment: shift}
-training:
-  {steps: 9, global_batch: 12, micro_batch: 4, ema_decay: 0.7, clip_norm: 1.0, schedule: {name: cosine, warmup: 2 steps},
-   optimizer: {name: adamw, lr: 3.0e-3, weight_decay: 0.05}}
-validation: {every: 2 steps, batch: 24}
-checkpoints: {every: 2 steps, keep_latest: 20}
-tracking: {log_every: 1 steps}
-resilience: {preflight: false, poll_s: 0.000001}
-"""
-ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-class Crash(RuntimeError):
-    """Stands for a lost machine."""
-
-
-class Crashing(Classification):
-    """Raises at the given micro-batch."""
-
-    def __init__(self, recipe: Recipe, at: int) -> None:
-        super().__init__(recipe)
-        self.left = at
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise Crash
-        return super().loss(model, batch)
-
-
-class Scripted(Classification):
-    """Measures top-1 as told, one value a validation; then 0."""
-
-    def __init__(self, recipe: Recipe, values: Sequence[float]) -> None:
-        super().__init__(recipe)
-        self.values = list(values)
-
-    def metrics(self) -> MetricCollection:
-        return MetricCollection({"top1": MeanMetric()})
-
-    def measure(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> None:
-        """The validation split is one batch here."""
-        metrics["top1"].update(self.values.pop(0) if self.values else 0.0)
-
-
-class ScriptedCrash(Scripted, Crashing):
-    """Both."""
-
-    def __init__(self, recipe: Recipe, values: Sequence[float], at: int) -> None:
-        Classification.__init__(self, recipe)
-        self.values, self.left = list(values), at
-
-
-def nothing(name: str, metrics: dict[str, float]) -> None:
-    """A report to nobody."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a run left behind: tensors of its last checkpoint by name, metrics by (name, step), kinds of events, steps saved."""
-
-    summary: Summary
-    tensors: dict[str, Tensor]
-    metrics: dict[tuple[str, int], float]
-    events: list[str]
-    saved: list[int]
-
-    def equal(self, other: Outcome) -> bool:
-        same_names = self.tensors.keys() == other.tensors.keys()
-        return same_names and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
-
-
-def recipe_for(root: Path, *overrides: str) -> Recipe:
-    return parse(RECIPE, overrides=[f"data.root={root}", *overrides])
-
-
-def train(recipe: Recipe, root: Path, workload: Classification | None = None) -> Outcome:
-    run = RunDirectory.create(str(root), "run", recipe)
-    summary = Trainer(recipe, workload or Classification(recipe), run, ALONE, nothing).train()
-    return outcome(run, summary)
-
-
-def outcome(run: RunDirectory, summary: Summary) -> Outcome:
-    store = CheckpointStore(run)
-    entries = store.entries()
-    folder = Path(store.folder(entries[-1].name).root)
-    tensors = {f"{file.stem}.{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-    state = torch.load(folder / "engine" / "torch.pt", weights_only=True)["optimizer"]["state"]
-    tensors |= {f"optimizer.{i}.{name}": value for i, moments in state.items() for name, value in moments.items()}
-    tensors["random"] = torch.load(folder / "rank-00000.pt", weights_only=True)["random"]["torch"]
-    table = run.metrics().to_pandas()
-    metrics = {(name, step): value for name, step, value in zip(table["name"], table["step"], table["value"], strict=True)}
-    return Outcome(summary, tensors, metrics, run.events().to_pandas()["kind"].tolist(), [entry.step for entry in entries])
-
 
 # ---- resume ----------------------------------------------------------------------------------------------------------
 
@@ -233,9 +139,6 @@ def test_a_finished_run_started_again_trains_no_further(recipe: Recipe, straight
 
 # ---- what validations change -----------------------------------------------------------------------------------------
 
-SHORT = ("training.steps=8", "validation.every=1 steps", "training.ema_decay=null", "training.global_batch=4")
-RARELY = ("checkpoints.every=1000 steps",)
-
 
 def scripted(root: Path, out: Path, values: Sequence[float], *overrides: str) -> Outcome:
     recipe = recipe_for(root, *SHORT, *RARELY, *overrides)
@@ -302,136 +205,54 @@ def test_one_of_the_best_is_saved_at_once(few_digits: Path, tmp_path: Path, keep
     assert summary.best == pytest.approx(0.1 if keep == 0 else 0.7)  # torchmetrics counts in float32
 
 
-# ---- ends that are not the planned one -------------------------------------------------------------------------------
-
-
-class Diverging(Classification):
-    """The loss is NaN from the fourth step on, whatever the samples."""
-
-    count = 0
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.count += model.training
-        return super().loss(model, batch) * (float("nan") if model.training and self.count > 3 else 1.0)
-
-
-def test_a_run_that_no_remedy_helps_ends_and_keeps_the_checkpoint_before(few_digits: Path, tmp_path: Path) -> None:
-    """One rollback, one with the whole batch left out, gradient norm and rate lowered, each tried anew; then the end."""
-    recipe = recipe_for(few_digits, *SHORT, "checkpoints.every=1 steps", "resilience.max_rollbacks=2")
-    with pytest.raises(DivergedError, match="step 4: the training loss is nan; samples were left out"):
-        train(recipe, tmp_path, Diverging(recipe))
-    run = RunDirectory.open(str(tmp_path / "run"))
-    assert [entry.step for entry in CheckpointStore(run).entries()] == [0, 1, 2, 3]
-    reasons = [event["message"] for event in run.events().to_pylist() if event["kind"] == "rollback"]
-    assert [reason.split(": ", 2)[2] for reason in reasons] == [
-        "its samples are tried one by one; back to step 3",
-        "its whole batch is left out; back to step 3",
-        "the gradient's norm is clipped at 0.6; back to step 3",
-        "the learning rate is halved; back to step 3",
-    ]
-
-
-class Poisoned(Classification):
-    """Reads NaN for some samples, every time; `loss` is NaN once at a step where it is told to."""
-
-    def __init__(self, recipe: Recipe, ids: Sequence[str] = (), nan_once_at: int = 0) -> None:
-        super().__init__(recipe)
-        self.seen: list[int] = []
-        self.left = nan_once_at
-        read, bad = type(self.splits.train).read, set(ids)
-
-        class Samples(type(self.splits.train)):  # type: ignore[misc]
-            def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
-                sample = read(self, index, seed)
-                return {**sample, "image": sample["image"] * float("nan")} if self.ids[index] in bad else sample
-
-        train = self.splits.train
-        fields = {field.name: getattr(train, field.name) for field in dataclasses.fields(train)}
-        self.splits = dataclasses.replace(self.splits, train=Samples(**fields))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.seen += batch["index"].tolist() if model.training else []
-        self.left -= model.training
-        return super().loss(model, batch) * (float("nan") if model.training and self.left == 0 else 1.0)
-
-
-def poisoned_ids(recipe: Recipe) -> list[str]:
-    """Three samples: two of them in one step, one in the second epoch's last."""
-    train = Classification(recipe).splits.train
-    order = SampleOrder(len(train), train.fingerprint, recipe.seed)
-    return [train.ids[int(order.take(0, 60).indices[place])] for place in (13, 17, 30)]
-
-
-def test_poisoned_samples_are_found_and_left_out_exactly_those(few_digits: Path, tmp_path: Path) -> None:
-    """And the run ends bit by bit where one ends that never had them."""
-    recipe = recipe_for(few_digits)
-    ids = poisoned_ids(recipe)
-    clean = train(recipe_for(few_digits, f"data.excluded=[{', '.join(ids)}]"), tmp_path / "clean")
-    healed = train(recipe, tmp_path / "healed", Poisoned(recipe, ids))
-    run = RunDirectory.open(str(tmp_path / "healed" / "run"))
-    left_out = [json.loads(event["detail"])["samples"] for event in run.events().to_pylist() if event["kind"] == "quarantine"]
-    assert sorted(name for names in left_out for name in names) == sorted(ids)
-    assert healed.summary.status == "finished"
-    assert healed.equal(clean)
-    losses = {key: value for key, value in clean.metrics.items() if key[0] == "train/loss"}
-    assert losses == {key: value for key, value in healed.metrics.items() if key[0] == "train/loss"}
-
-
-def test_a_nan_that_comes_once_costs_a_rollback_and_no_sample(few_digits: Path, straight: Outcome, tmp_path: Path) -> None:
-    recipe = recipe_for(few_digits)
-    result = train(recipe, tmp_path, Poisoned(recipe, nan_once_at=14))
-    assert result.events.count("rollback") == 1
-    assert "quarantine" not in result.events
-    assert result.equal(straight)
-
-
-def test_a_paused_run_goes_on_bit_by_bit(recipe: Recipe, straight: Outcome, tmp_path: Path) -> None:
-    """Asked for while it trains; the loop looks at every step here."""
-
-    class Asking(Crashing):
-        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-            self.left -= 1
-            if self.left == 0:
-                request = ask(RunDirectory.open(str(tmp_path / "run")), "pause")
-                flight.FlightRecorder.request = request  # what its thread would see at its next look
-            return Classification.loss(self, model, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flight.FlightRecorder, "request", None, raising=False)
-        patch.setattr(flight.FlightRecorder, "__setattr__", _all_but_request)
-        paused = train(recipe, tmp_path, Asking(recipe, at=5 * 3 + 2))
-    assert (paused.summary.status, paused.summary.step) == ("paused", 6)
-    assert asked(RunDirectory.open(str(tmp_path / "run"))) is None
-    resumed = train(recipe, tmp_path)
-    assert resumed.summary.status == "finished"
-    assert resumed.equal(straight)
-
-
-def _all_but_request(self: flight.FlightRecorder, name: str, value: object) -> None:
-    if name != "request":
-        object.__setattr__(self, name, value)
-
-
-def test_out_of_memory_before_the_first_step_is_found_by_the_preflight(few_digits: Path, tmp_path: Path) -> None:
-    class Large(Classification):
-        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-            if len(batch["label"]) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return super().loss(model, batch)
-
-    recipe = recipe_for(few_digits, "resilience.preflight=true")
-    with pytest.raises(MemoryExhaustedError, match="micro-batches of 4: CUDA out of memory") as caught:
-        train(recipe, tmp_path, Large(recipe))
-    assert caught.value.micro_batch == 4
-    assert pickle.loads(pickle.dumps(caught.value)).micro_batch == 4
-    run = RunDirectory.open(str(tmp_path / "run"))
-    run.add_event("micro_batch", "halved", micro_batch=2)  # what the failure policy records
-    assert train(recipe, tmp_path, Large(recipe)).summary.status == "finished"
-
-
 def test_a_world_size_that_does_not_divide_is_a_user_error(few_digits: Path, tmp_path: Path) -> None:
     recipe = recipe_for(few_digits)
     run = RunDirectory.create(str(tmp_path), "run", recipe)
     trainer = Trainer(recipe, Classification(recipe), run, Ranks(0, 5, torch.device("cpu")), nothing)
     with pytest.raises(UserError, match=r"training\.global_batch: a global batch of 12 cannot be shared by 5 workers; 1, 2, 3"):
         trainer.train()
+
+
+# ---- a recipe that has changed ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_on_when_its_recipe_is_made_longer(few_digits: Path, tmp_path: Path) -> None:
+    """With a constant rate it ends bit by bit where one ends that was that long from the start."""
+    constant = "training.schedule={name: constant}"
+    short = recipe_for(few_digits, constant, "training.steps=6")
+    train(short, tmp_path / "longer")
+    longer = changed_recipe(str(tmp_path / "longer"), "run", ["training.steps=9"])
+    run = RunDirectory.prepare(str(tmp_path / "longer"), "run", longer, ["training.steps"])
+    run.save_recipe(longer)
+    resumed = outcome(run, Trainer(longer, Classification(longer), run, ALONE, nothing).train())
+    assert (resumed.summary.status, resumed.summary.step, resumed.summary.total_steps) == ("finished", 9, 9)
+    assert resumed.events.count("changed") == 1
+    assert resumed.equal(train(recipe_for(few_digits, constant), tmp_path / "straight"))
+
+
+def test_changed_settings_hold_for_what_a_checkpoint_remembers(few_digits: Path) -> None:
+    """Bounds and patience are the new recipe's; what has been counted and measured stays."""
+    before, after = (
+        fresh_progress(recipe, Classification(recipe))
+        for recipe in (
+            recipe_for(few_digits, "training.early_stopping={patience: 3}"),
+            recipe_for(
+                few_digits,
+                "training.early_stopping={patience: 5}",
+                "training.schedule={name: plateau, patience: 2}",
+                "resilience.spike_sigma=9",
+                "checkpoints.ephemeral_min_s=5",
+            ),
+        )
+    )
+    assert before.early is not None
+    before.early.update(0.5)
+    before.early.update(0.4)
+    before.monitor.update(1, 2.0, None)
+    before.cadence.observe_save(0.25)
+    resumed = before.under(after)
+    assert resumed.early is not None
+    assert (resumed.early.patience, resumed.early.best, resumed.early.misses) == (5, 0.5, 1)
+    assert resumed.plateau is not None
+    assert (resumed.monitor.sigma, resumed.monitor.losses) == (9, [2.0])
+    assert (resumed.cadence.least_s, resumed.cadence.cost_s) == (5, 0.25)
