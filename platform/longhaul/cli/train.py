@@ -65,6 +65,9 @@ def train(
     except KeyboardInterrupt:
         console.print(f"stopped; go on from the newest checkpoint with the same command and --name {run.name}")
         raise typer.Exit(130) from None
+    if summary.status != "finished":
+        console.print(f"{summary.status} at step {summary.step}; the same command with --name {run.name} goes on from there")
+        return
     pictures = draw_run(run)
     best = f"best {summary.goal} {summary.best:.4f} at step {summary.best_step}" if summary.best is not None else ""
     console.print(f"finished {run.uri}: {best}")

@@ -2,6 +2,7 @@
 
     plan.json               what is going to happen
     armed-3  fired-3  lifted-3      fault 3 may strike, has struck, shall end
+    slow                    there while something lasts: a notice, an outage
     notes/<attempt>-<rank>.jsonl    each worker: who it is, then the samples of each forward pass
 
 Every raylet of a drill is on one machine, so plain files do; what matters is that they outlive a SIGKILL.
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from longhaul.drill.faults import Fault
+
+_SLOW = "slow"
 
 
 class Plan(BaseModel):
@@ -24,6 +28,7 @@ class Plan(BaseModel):
     Attributes:
         faults: the schedule.
         pace_s: extra time a step, so that faults hit a run in motion.
+        slow_s: the same while something lasts, so that a run of a few minutes is not over by then.
         full_disk: a folder without any space; None where none could be made, files are then limited in size.
     """
 
@@ -31,6 +36,7 @@ class Plan(BaseModel):
 
     faults: tuple[Fault, ...] = ()
     pace_s: float = 0.0
+    slow_s: float = 0.0
     full_disk: str | None = None
 
 
@@ -93,6 +99,21 @@ class Board:
     def has(self, mark: str, fault: Fault) -> bool:
         """Whether a mark is set."""
         return self._mark(mark, fault).exists()
+
+    @contextlib.contextmanager
+    def slowly(self) -> Iterator[None]:
+        """Within the block the run makes few steps."""
+        slow = self.folder / _SLOW
+        slow.touch()
+        try:
+            yield
+        finally:
+            slow.unlink(missing_ok=True)
+
+    @property
+    def slow(self) -> bool:
+        """Whether something lasts."""
+        return (self.folder / _SLOW).exists()
 
     def _mark(self, mark: str, fault: Fault) -> Path:
         return self.folder / f"{mark}-{fault.number}"

@@ -23,7 +23,7 @@ from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.run_directory import RunDirectory
 
 TWIN, DISTURBED = "undisturbed", "disturbed"
-_PACE_S = 0.15
+_PACE_S, _SLOW_S = 0.15, 0.7
 _LOOK_S = 0.1
 _PATIENCE_S = 300.0
 _STORAGE = ("s3-503", "s3-timeout", "full-disk")
@@ -75,7 +75,7 @@ class Conductor:
         twin = Performance(self, TWIN, self.prepared.twin, Plan())
         with twin.on_stage():
             twin.to_the_end()
-        plan = Plan(faults=tuple(self.prepared.faults), pace_s=_PACE_S, full_disk=self.full_disk)
+        plan = Plan(faults=tuple(self.prepared.faults), pace_s=_PACE_S, slow_s=_SLOW_S, full_disk=self.full_disk)
         disturbed = Performance(self, DISTURBED, self.prepared.recipe, plan)
         with disturbed.on_stage():
             deaths = 0

@@ -113,7 +113,8 @@ class Watch:
         self._next = positions[0] + len(positions) * self.worker.world_size  # the least that comes when nothing goes back
         note = Note(time_s=time.time(), turn=self._turn, positions=positions, indices=indices)
         self._file.write(note.model_dump_json() + "\n")
-        time.sleep(self.plan.pace_s * len(indices) / self.share)
+        pace_s = self.plan.slow_s if self.board.slow else self.plan.pace_s
+        time.sleep(pace_s * len(indices) / self.share)
 
     def due(self, batch: Batch) -> Iterator[Fault]:
         """The faults that strike this forward pass; each once."""

@@ -61,7 +61,8 @@ class Strikes:
                 self.nodes.end(worker.node)
             elif kind in NOTICE_S:
                 deadline_s = self.nodes.drain(worker.node, NOTICE_S[kind])
-                self.until(lambda: time.time() >= deadline_s, NOTICE_S[kind] + 1.0)
+                with self.board.slowly():
+                    self.until(lambda: time.time() >= deadline_s, NOTICE_S[kind] + 1.0)
         finally:
             if self.nodes.has(worker.node):
                 self.nodes.kill(worker.node)
@@ -92,7 +93,8 @@ class Strikes:
         before = self.proxy.struck
         self.proxy.set(mode)
         try:
-            self.until(lambda: False, length_s)
+            with self.board.slowly():
+                self.until(lambda: False, length_s)
         finally:
             self.proxy.set("pass")
         return f"{self.proxy.struck - before} connections struck"

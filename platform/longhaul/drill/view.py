@@ -68,21 +68,23 @@ def schedule_table(faults: list[Fault]) -> Table:
 
 def report_table(report: Report) -> RenderableType:
     """What came of it."""
-    table = Table("", "fault", "step", "survived", "steps lost", "seconds lost", "what", title="faults", title_justify="left")
+    table = Table("", "fault", "step", "survived", "steps lost", "seconds lost", title="faults", title_justify="left")
     for column in (2, 4, 5):
         table.columns[column].justify = "right"
     for outcome in report.outcomes:
-        table.add_row(*_cells(outcome), Text(shortened(outcome.note)))
+        table.add_row(*_cells(outcome))
+    notes = [Text(f"{o.fault.number:>3}  {o.fault.kind}: {_shortened(o.note)}", "dim") for o in report.outcomes if o.note]
     checks = Table("check", "", "finding", title="the run as a whole", title_justify="left")
     for check in report.checks:
         checks.add_row(check.name, Text("yes", "green") if check.passed else Text("NO", "bold red"), Text(check.finding))
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.ledger_s.items() if seconds)
     results = ", ".join(f"{name} {mine:.4f} ({twin:.4f})" for name, (mine, twin) in sorted(report.results.items()))
-    return Group(table, checks, Text(f"ledger: {spent or 'empty'}"), Text(f"final metrics (undisturbed): {results or 'none'}"))
+    ledger, metrics = Text(f"ledger: {spent or 'empty'}"), Text(f"final metrics (undisturbed): {results or 'none'}")
+    return Group(table, *notes, Text(), checks, ledger, metrics)
 
 
-def shortened(note: str, most: int = 240) -> str:
-    """The note, shortened to `most` characters; the report has all of it."""
+def _shortened(note: str, most: int = 300) -> str:
+    """The report has all of it."""
     return note if len(note) <= most else f"{note[: most - 4]} ..."
 
 

@@ -46,7 +46,7 @@ from longhaul.training.saving import Report, Saver
 from longhaul.training.stage import WHOLE, Stage, with_weights
 from longhaul.workloads import Workload
 
-_HOLD_S, _TICKS = 20.0, 16  # after a save for a resize; evaluation passes between two looks for a request
+_HOLD_S, _TICKS = 20, 16  # after a save for a resize; evaluation passes between two looks for a request
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Trainer:
         progress = resumed.under(progress) if resumed else progress
         progress.segment, progress.cadence.nodes = book.segment, ranks.world_size
         record = begin_record(self, progress, course, plan, resumed=resumed is not None)
-        saver = Saver(self.run, ranks, engine, averaged, book.attempt, self.report, keep)
+        saver = Saver(self.run, ranks, engine, averaged, book.attempt, self.report, keep, book.beat)
         rollback = Rollback(self.workload, engine, resumer, saver, record, book)
         rollback.apply(progress)
         return Attempt(self, plan, course, engine, averaged, progress, record, saver, rollback, book)
@@ -226,8 +226,8 @@ class Attempt:
         Raises:
             SpikeError: the weights are not finite; nothing was published.
         """
+        metrics = {} if goal is None else {self.record.summary.goal: goal}
         with self.book.during("saving"), self.record.pause():
-            metrics = {} if goal is None else {self.record.summary.goal: goal}
             settled = self.saver.save(self.progress, metrics, goal=goal, permanent=permanent)
             settled += self.saver.wait() if wait else []
             self._saved_s = time.monotonic()
@@ -251,17 +251,16 @@ class Attempt:
             if self.ranks.is_first:
                 answered(self.trainer.run, news.request)
             with self.book.during("waiting"), self.record.pause():
-                time.sleep(_HOLD_S)  # whoever asked is about to end these workers: a step more would be lost
+                for _ in range(_HOLD_S):  # whoever asked is about to end these workers: a step more would be lost
+                    time.sleep(1.0)
+                    self.book.beat()
         elif news.request is not None:
             raise StopRequested(news.request)
 
     def stop(self, request: Request) -> Summary:
         """End here, on request."""
         self.stream.close()
-        if request.kind == "pause":
-            self.save(wait=True)
-        else:
-            self.record.settled(self.progress, self.saver.wait())
+        self.save(wait=True) if request.kind == "pause" else self.record.settled(self.progress, self.saver.wait())
         self.record.stop(self.progress, "paused" if request.kind == "pause" else "cancelled")
         if self.ranks.is_first:
             answered(self.trainer.run, request)

@@ -34,7 +34,7 @@ from longhaul.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-_LAST_S = 60.0
+_LAST_S, _LOOK_S = 60.0, 1.0
 _NO_SCORE = -1e30
 
 Report = Callable[[str, dict[str, float]], None]
@@ -75,6 +75,7 @@ class Saver:
         attempt: id of this line of history, the same on all ranks; another one after each start and each rollback.
         report: told of each complete checkpoint.
         retention: what older checkpoints stay.
+        beat: called while it waits.
     """
 
     run: RunDirectory
@@ -84,6 +85,7 @@ class Saver:
     attempt: str
     report: Report
     retention: Retention
+    beat: Callable[[], None] = lambda: None
     duration_s: float = 0.0
     """How long the last save took until its manifest was written."""
     under_way: Save | None = None
@@ -147,12 +149,21 @@ class Saver:
         return self.under_way.standing if self.under_way else ("none", "")
 
     def wait(self) -> list[Save]:
-        """Wait for the save under way on all ranks, if there is one; returns it."""
-        if self.under_way is None:
-            return []
-        if self.under_way.thread is not None:
-            self.under_way.thread.join()
-        return self.settle(self.ranks.gather(self.standing))
+        """Wait for the save under way on all ranks, if there is one; returns it.
+
+        The ranks ask one another again and again instead of waiting in one collective: rank 0 has the most to write, and
+        nobody shall take that for a hang.
+        """
+        while self.under_way is not None:
+            settled = self.settle(self.ranks.gather(self.standing))
+            if settled:
+                return settled
+            self.beat()
+            if self.under_way.thread is not None:
+                self.under_way.thread.join(_LOOK_S)
+            if self.standing[0] != "writing":
+                time.sleep(_LOOK_S / 10)  # this rank is done, another is not
+        return []
 
     def settle(self, standings: Sequence[Standing]) -> list[Save]:
         """Given where every rank's save stands: once none is writing, the save is over, well or not; returns it."""

@@ -46,10 +46,14 @@ def state(segment: int = 1, rank: int = 0) -> FlightState:
 
 
 def test_the_last_words_of_a_rank_are_kept(run: RunDirectory) -> None:
-    with pytest.raises(ValueError, match="broken"), FlightRecorder(run, state(), 600.0) as recorder:
-        recorder.beat("data", 12)
-        logging.getLogger("longhaul.somewhere").warning("the disk is slow")
-        raise ValueError("broken")
+    def work() -> None:
+        with FlightRecorder(run, state(), 600.0) as recorder:
+            recorder.beat("data", 12)
+            logging.getLogger("longhaul.somewhere").warning("the disk is slow")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        work()
     [last] = flights(run)
     assert (last.step, last.state) == (12, "data")
     assert "the disk is slow" in last.log[-2]

@@ -141,5 +141,7 @@ def test_a_share_of_the_data_is_one_of_training_alone(digits_root: Path) -> None
     assert (counts[1] == np.ceil(counts[0] / 4)).all()
     assert (part.validation.ids, part.test.ids) == (whole.validation.ids, whole.test.ids)
     assert part.train.fingerprint != whole.train.fingerprint
-    assert torch.equal(part.train.read(3, None)["image"], whole.train.read(whole.train.ids.index(part.train.ids[3]), None)["image"])
+    assert torch.equal(
+        part.train.read(3, None)["image"], whole.train.read(whole.train.ids.index(part.train.ids[3]), None)["image"]
+    )
     assert part.train.classes == whole.train.classes
