@@ -57,6 +57,7 @@ class Note(BaseModel):
 
     Attributes:
         time_s: when, in seconds since 1970.
+        pause_s: the drill's own pause after it.
         turn: how often this process has gone back in the data (a rollback).
         positions, indices: of its samples, in the global order.
     """
@@ -64,6 +65,7 @@ class Note(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     time_s: float
+    pause_s: float
     turn: int
     positions: list[int]
     indices: list[int]

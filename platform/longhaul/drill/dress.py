@@ -99,9 +99,8 @@ class Watch:
     _disk: Fault | None = None
 
     def __post_init__(self) -> None:
-        size, rank = self.worker.world_size, self.worker.rank
         within = [fault for fault in self.plan.faults if fault.kind in IN_WORKER]
-        self._mine = [fault for fault in within if fault.rank % size == rank or fault.kind == "poisoned-sample"]
+        self._mine = [fault for fault in within if self._whom(fault) in (None, self.worker.rank)]
         path = self.board.notes / f"{self.worker.attempt}-{self.worker.rank:05d}.jsonl"
         self._file = path.open("a", buffering=1)  # a line at a time: a SIGKILL leaves whole lines
         self._file.write(self.worker.model_dump_json() + "\n")
@@ -111,10 +110,11 @@ class Watch:
         positions, indices = batch["position"].tolist(), batch["index"].tolist()
         self._turn += positions[0] < self._next
         self._next = positions[0] + len(positions) * self.worker.world_size  # the least that comes when nothing goes back
-        note = Note(time_s=time.time(), turn=self._turn, positions=positions, indices=indices)
-        self._file.write(note.model_dump_json() + "\n")
         pace_s = self.plan.slow_s if self.board.slow else self.plan.pace_s
-        time.sleep(pace_s * len(indices) / self.share)
+        pause_s = pace_s * len(indices) / self.share
+        note = Note(time_s=time.time(), pause_s=pause_s, turn=self._turn, positions=positions, indices=indices)
+        self._file.write(note.model_dump_json() + "\n")
+        time.sleep(pause_s)
 
     def due(self, batch: Batch) -> Iterator[Fault]:
         """The faults that strike this forward pass; each once."""
@@ -126,6 +126,14 @@ class Watch:
                 self._mine.remove(fault)
                 if self.board.set("fired", fault):
                     yield fault
+
+    def _whom(self, fault: Fault) -> int | None:
+        """The rank that a fault strikes; None for whichever comes to it."""
+        if fault.kind == "poisoned-sample":
+            return None
+        if fault.kind == "full-disk" and self.plan.full_disk is None:
+            return 0  # the limit on files lets the small ones of other ranks pass
+        return fault.rank % self.worker.world_size
 
     def fill_disk(self, fault: Fault) -> None:
         """From now on there is no space for temporary files."""

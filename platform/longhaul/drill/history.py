@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +27,7 @@ class Gain:
     """A moment at which the run got further than ever before."""
 
     time_s: float
+    pause_s: float
     line: Line
     position: int
 
@@ -76,7 +77,7 @@ class History:
         self._lasts[found.line] = max(last, self._lasts.get(found.line, last))
         self.newest = max(self.newest, found.line)
         if not self.gains or last > self.gains[-1].position:
-            self.gains.append(Gain(found.note.time_s, found.line, last))
+            self.gains.append(Gain(found.note.time_s, found.note.pause_s, found.line, last))
 
     @property
     def furthest(self) -> int:
@@ -100,20 +101,20 @@ class History:
         """Steps that were computed on a line from `since` on, and once more on a later one up to `until`."""
         lines = sorted(line for line in self._firsts if since <= line <= until)
         lost = 0
-        for former, line in itertools.pairwise(lines):
+        for former, line in pairwise(lines):
             again = self._lasts[former] + 1 - self._firsts[line]
             lost += max(0, -(-again // self.batch))
         return lost
 
     def lost_seconds(self, since_s: float, until_s: float) -> float:
-        """Time from `since_s` to `until_s`, less what the steps that the run got further in it usually take."""
-        begins: dict[int, float] = {}
+        """Time from `since_s` to `until_s`, less what the steps that the run got further in it take, pauses included."""
+        begins: dict[int, Gain] = {}
         for gain in self.gains:
-            begins.setdefault(gain.position // self.batch, gain.time_s)
-        times = sorted(begins.values())
-        usual = median([later - sooner for sooner, later in itertools.pairwise(times)] or [0.0])
-        gained = sum(since_s < time_s <= until_s for time_s in times)
-        return max(until_s - since_s - gained * usual, 0.0)
+            begins.setdefault(gain.position // self.batch, gain)
+        steps = list(begins.values())
+        usual = median([later.time_s - step.time_s - step.pause_s for step, later in pairwise(steps)] or [0.0])
+        gained = sum(usual + step.pause_s for step in steps if since_s < step.time_s <= until_s)
+        return max(until_s - since_s - gained, 0.0)
 
 
 @dataclass

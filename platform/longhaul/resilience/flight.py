@@ -33,7 +33,7 @@ HANG_EXIT = 86
 _FOLDER = "flight"
 _LINES = 50
 _NEAR_S, _FAR_S = 2.0, 10.0  # between two writes: on a local path, on S3
-_KEEP_SEGMENTS = 20
+_KEEP_SEGMENTS, _LOOK_BACK = 20, 3
 _STARTUP_S = 900.0  # the least that start-up may take: a large model's first step compiles and allocates
 
 log = logging.getLogger(__name__)
@@ -177,13 +177,16 @@ def recover_span(run: RunDirectory) -> int:
     table = read_ledger(run)
     known = max(table.column("end_ns").filter(_is_worker(table)).to_pylist(), default=0)
     steps = table.column("step").to_pylist()
-    states = flights(run)
-    hung = any(state.stacks for state in states)
-    for state in states:
-        if state.span is not None and state.span.end_ns > known:
-            with ledger_writer(run) as writer:
-                writer.append(**span_row(_with_hang(state.span, state.state_since_ns) if hung else state.span))
-            steps.append(state.span.step)
+    # Not only the newest: another rank of the new group may have written its first file already.
+    segments = sorted({int(entry.name.split("-")[0]) for entry in run.storage.child(_FOLDER).list()})[-_LOOK_BACK:]
+    for segment in segments:
+        states = flights(run, segment)
+        hung = any(state.stacks for state in states)
+        for state in states:
+            if state.span is not None and state.span.end_ns > known:
+                with ledger_writer(run) as writer:
+                    writer.append(**span_row(_with_hang(state.span, state.state_since_ns) if hung else state.span))
+                steps.append(state.span.step)
     return max(steps, default=0)
 
 

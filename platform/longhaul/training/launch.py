@@ -18,12 +18,14 @@ from longhaul.models.zoo import check_name
 from longhaul.recipe import Recipe
 from longhaul.recipe.paths import refuse_relative_paths
 from longhaul.recipe.phases import resolve
+from longhaul.resilience.flight import flights
+from longhaul.resilience.incidents import record_incident
 from longhaul.resilience.lease import lease
 from longhaul.resilience.ledger import mark
 from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_policy
-from longhaul.training.failures import DriverLedger, RunFailurePolicy
+from longhaul.training.failures import DriverLedger, RunFailurePolicy, ended_by
 from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
 from longhaul.training.report import rebuild_snapshot
@@ -83,6 +85,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
         run.save_recipe(recipe)
         rebuild_snapshot(run)
         answered(run)  # whatever was asked of the run before: training it is asked for now
+        _note_a_dead_driver(run)
         mark(run, "began", segment=run.summary().segment)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
@@ -92,6 +95,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
             RunTrainer(recipe, run, train_function, gpu).fit()
         except TrainingFailedError as error:
             cause = _cause(error)
+            cause = cause if isinstance(cause, LonghaulError) else ended_by(run) or cause
             _close(run, "failed", (str(cause).splitlines() or [type(cause).__name__])[0])
             raise (cause if isinstance(cause, LonghaulError) else error) from None
         except KeyboardInterrupt:
@@ -119,6 +123,15 @@ def check(recipe: Recipe) -> None:
         if gate is not None and gate.metric not in measured:
             fix = f"Give one of {', '.join(measured)}"
             raise UserError(f"phases[{place}].gate.metric {gate.metric!r}: is not measured", fix)
+
+
+def _note_a_dead_driver(run: RunDirectory) -> None:
+    """A run that calls itself running, and whose lease nobody holds: its last driver ended without a word."""
+    summary = run.summary()
+    if summary.status == "running" and summary.segment:
+        first = next(iter(flights(run)), None)
+        what = "the driver ended without a word; the run was started again"
+        record_incident(run, "driver", what, segment=summary.segment, first=first, retried=True)
 
 
 def _close(run: RunDirectory, status: Literal["failed", "stopped"], reason: str) -> None:

@@ -25,6 +25,7 @@ from longhaul.data.order import SampleOrder
 from longhaul.data.samples import SampleSet
 from longhaul.recipe import Recipe
 from longhaul.resilience.checkpoint import CheckpointStore, Retention, load_weights
+from longhaul.resilience.flight import this_host
 from longhaul.resilience.notices import Notice
 from longhaul.resilience.requests import Request, StopRequested, answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
@@ -100,7 +101,7 @@ class Trainer:
         resumer = Resumer(self.run, recipe, ranks, engine, averaged, train.fingerprint, book.beat, self.stage.number)
         resumed = resumer.resume()
         progress = resumed.under(progress) if resumed else progress
-        progress.segment, progress.cadence.nodes = book.segment, ranks.world_size
+        progress.segment, progress.cadence.nodes = book.segment, len(set(ranks.gather(this_host())))
         record = begin_record(self, progress, course, plan, resumed=resumed is not None)
         saver = Saver(self.run, ranks, engine, averaged, book.attempt, self.report, keep, book.beat)
         rollback = Rollback(self.workload, engine, resumer, saver, record, book)

@@ -149,8 +149,9 @@ class Recorder:
             if standing == "failed":
                 self.event("save_failed", at, f"{save.name}: {reason}; training goes on from what is saved")
                 continue
-            progress.cadence.observe_save(save.stall_s)
-            detail = {"checkpoint": save.name, "goal": save.goal, "stall_s": save.stall_s, "cadence": progress.cadence.decision()}
+            progress.cadence.observe_save(save.stall_s, save.duration_s)
+            detail = {"checkpoint": save.name, "goal": save.goal, "cadence": progress.cadence.decision()}
+            detail |= {"stall_s": save.stall_s, "duration_s": save.duration_s}
             self.event("checkpoint", at, f"saved {save.name}", **detail)
             if self._is_better(save.goal, self.summary.best):
                 self.write_summary(progress, best=save.goal, best_step=save.step, best_checkpoint=save.name)

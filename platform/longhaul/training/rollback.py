@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from longhaul.data.loader import StepBatch
 from longhaul.errors import LonghaulError
 from longhaul.resilience.divergence import Spike, Suspect
+from longhaul.resilience.incidents import record_incident
 from longhaul.training.engine import Engine
 from longhaul.training.logbook import Logbook
 from longhaul.training.progress import Progress
@@ -71,11 +72,20 @@ class Rollback:
         self.saver.attempt = attempt
         self.book.rolled_back(back.segment, attempt, back.step)
         self.record.forget()
+        if ranks.is_first:
+            self._write_page(progress, decision.reason)
         self.record.write_summary(back)
         text = f"{decision.reason}; back to step {back.step}"
         self.record.event("rollback", back, text, spike=spike.model_dump(mode="json"), decision=decision.model_dump(mode="json"))
         self.apply(back)
         return back
+
+    def _write_page(self, progress: Progress, reason: str) -> None:
+        try:
+            run = self.resumer.run
+            record_incident(run, "rollback", reason, segment=progress.segment, first=None, retried=True, step=progress.step)
+        except OSError:
+            log.exception("the rollback's page could not be written")
 
     def leave_out(self, progress: Progress, batch: StepBatch) -> bool:
         """Before a step: if it is one that a spike made suspicious, find its offending samples and exclude them.

@@ -50,6 +50,7 @@ class Save:
 
     Attributes:
         stall_s: how long training waited for it.
+        duration_s: how long this rank took to write its part.
         standing: brought up to date by the thread.
     """
 
@@ -58,6 +59,7 @@ class Save:
     goal: float | None
     metrics: dict[str, float]
     stall_s: float = 0.0
+    duration_s: float = 0.0
     standing: Standing = ("writing", "")
     started_s: float = field(default_factory=time.monotonic)
     thread: threading.Thread | None = None
@@ -209,7 +211,7 @@ class Saver:
                     (folder / "progress.json").write_text(progress)
                 CheckpointStore(self.run).publish(save.name, folder, manifest)
             self.retire()  # of those before this one, which is complete only when the others' manifests are there as well
-            self.duration_s = time.monotonic() - save.started_s
+            save.duration_s = self.duration_s = time.monotonic() - save.started_s
             save.standing = ("written", "")
         except Exception as error:  # whatever it was: the thread that trains must hear of it, and go on
             log.exception("rank %d could not write checkpoint %s", self.ranks.rank, save.name)

@@ -63,7 +63,7 @@ def test_the_interval_in_arrays_is_that_of_the_cadence(
 
 
 def test_every_second_of_every_run_is_in_a_class() -> None:
-    outcome = simulate(replace(Model(), interruptions=0.9, crashes=20.0, hangs=20.0), nodes=8, days=10, runs=50)
+    outcome = simulate(replace(Model(), interruptions=0.9, crashes=20.0, hangs=20.0), nodes=8, days=10, runs=400)
     assert all((seconds >= 0).all() for seconds in outcome.seconds.values())
     np.testing.assert_allclose(sum(outcome.seconds.values()), 10 * DAY_S, rtol=1e-9)
     assert outcome.losses.mean() > 50
@@ -95,7 +95,7 @@ def test_a_loss_before_a_save_counts_goes_back_to_the_one_before() -> None:
     assert slow.share("recomputed") > 1.2 * quick.share("recomputed")
 
 
-@pytest.mark.parametrize(("between_s", "bound"), [(DAY_S / 4, 1.03), (DAY_S, 1.05), (3 * DAY_S, 1.08)])
+@pytest.mark.parametrize(("between_s", "bound"), [(DAY_S, 1.05), (3 * DAY_S, 1.08)])
 def test_the_cadence_is_near_the_best_fixed_interval(benchmark: ModuleType, between_s: float, bound: float) -> None:
     """A small version of benchmarks/cadence.py; the bound leaves room for the chance of 200 traces."""
     gaps = benchmark.draw(200, between_s)

@@ -100,6 +100,19 @@ def test_an_incident_that_is_not_made_up_for_costs_until_now(make_run: MakeRun) 
     assert cost.seconds_lost == pytest.approx(20, abs=0.1)
 
 
+def test_what_comes_after_the_step_was_reached_is_no_cost_of_the_incident(make_run: MakeRun) -> None:
+    run = make_run("b")
+    span(run, 1, 0, 20, productive=40)
+    mark(run, 45, "startup")
+    incident(run, 1, 45.01, 1, 20)
+    span(run, 2, 50, 30, recomputed=10, productive=10)
+    mark(run, 71, "paused")
+    mark(run, 500, "began")
+    span(run, 3, 600, 40, startup=50, productive=10)
+    [cost] = incident_costs(run)
+    assert cost.seconds_lost == pytest.approx(5 + 5 + 10, abs=0.1)  # not the 150 s of start-up after the pause
+
+
 def test_an_unknown_incident_names_those_that_there_are(run: RunDirectory, make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="It has 1 to 2"):
         incident_cost(run, 3)

@@ -103,6 +103,17 @@ def test_the_span_of_a_rank_that_died_is_put_into_the_ledger_once(run: RunDirect
     assert row["productive_ns"] > 0
 
 
+def test_the_span_is_found_although_the_new_group_has_begun_to_write(run: RunDirectory) -> None:
+    watch = Stopwatch(1, 0, 0)
+    with FlightRecorder(run, state(), 600.0, watch.span):
+        watch.training(0)
+        watch.stepped(41, samples=8)
+    with FlightRecorder(run, state(segment=2, rank=1), 600.0):
+        pass
+    assert recover_span(run) == 41
+    assert read_ledger(run).num_rows == 1
+
+
 def test_rank_0_sees_what_is_asked_of_the_run(run: RunDirectory) -> None:
     request = ask(run, "pause")
     with FlightRecorder(run, state(), 0.4, Stopwatch(1, 0, 0).span) as recorder:
