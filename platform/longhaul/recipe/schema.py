@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from longhaul.recipe.duration import Duration, duration
 from longhaul.recipe.flatten import flat
@@ -163,6 +163,11 @@ class ValidationSection(Section):
     """Samples a worker and forward pass; left out, twice the micro-batch."""
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class CheckpointSection(Section):
     """What is saved, and what is kept."""
 
@@ -174,7 +179,7 @@ class CheckpointSection(Section):
     """How many of the best by the workload's goal metric stay (permanent)."""
     keep_every: Duration | None = None
     """Keep one for good every so often."""
-    ephemeral: Literal["auto", "off"] = "auto"
+    ephemeral: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """Saves between those of `every`, as often as their measured cost and the losses so far make best (Young/Daly)."""
     ephemeral_min_s: PositiveFloat = 30.0
     """The shortest distance between ephemeral saves."""

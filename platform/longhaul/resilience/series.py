@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import time
 import uuid
 from typing import Any
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 
 from longhaul.errors import IntegrityError
 from longhaul.storage import Storage
+
+log = logging.getLogger(__name__)
 
 METRICS = pa.schema(
     [
@@ -71,14 +74,20 @@ class SeriesWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Put out what is buffered as one part, and merge this writer's parts when they have become many."""
+        """Put out what is buffered as one part, and merge this writer's parts when they have become many.
+
+        Storage that is away keeps nobody from working: the rows stay buffered for the next time.
+        """
         self._flushed_s = time.monotonic()
         if not self._rows:
             return
-        self._own_parts.append(self._write(pa.Table.from_pylist(self._rows, schema=self._schema)))
-        self._rows = []
-        if len(self._own_parts) >= _MERGE_AT:
-            self._merge()
+        try:
+            self._own_parts.append(self._write(pa.Table.from_pylist(self._rows, schema=self._schema)))
+            self._rows = []
+            if len(self._own_parts) >= _MERGE_AT:
+                self._merge()
+        except OSError as error:
+            log.warning("%s: %d rows wait for the storage to come back: %s", self._storage.uri, len(self._rows), error)
 
     def close(self) -> None:
         """Put out what is buffered."""

@@ -114,6 +114,8 @@ class Logbook:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and self._doing == "step":
+            self._clock.give_up()  # the step that failed was none
         try:
             self.keep(now=True)
             self._writer.close()

@@ -229,6 +229,7 @@ class Attempt:
         """
         metrics = {} if goal is None else {self.record.summary.goal: goal}
         with self.book.during("saving"), self.record.pause():
+            self.record.flush()  # what happened before a checkpoint is on storage before it: a resume never computes it again
             settled = self.saver.save(self.progress, metrics, goal=goal, permanent=permanent)
             settled += self.saver.wait() if wait else []
             self._saved_s = time.monotonic()

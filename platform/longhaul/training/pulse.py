@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from longhaul.resilience.notices import Notice, saves_before
 from longhaul.resilience.requests import Request
@@ -56,7 +56,7 @@ class Pulse:
     _next_step: int = 0
     _last: tuple[int, float] | None = None
     _noticed_s: float | None = None
-    _served: set[float] = field(default_factory=set)
+    _served: int = 0
 
     def due(self, step: int) -> bool:
         """Whether this is the step to look at."""
@@ -93,11 +93,11 @@ class Pulse:
         """Save at the notice and once more close to the deadline; (whether to save, whether to wait for it)."""
         now = time.time()
         if notice is None:
-            self._noticed_s = None
+            self._noticed_s, self._served = None, 0
             return save, False
         self._noticed_s = self._noticed_s or now
-        for moment in saves_before(notice.deadline_s, self._noticed_s, cost_s):
-            if now >= moment and moment not in self._served:
-                self._served.add(moment)
-                return True, True
+        moments = saves_before(notice.deadline_s, self._noticed_s, cost_s)  # the second moves with what a save takes
+        if self._served < len(moments) and now >= moments[self._served]:
+            self._served += 1
+            return True, True
         return save, False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,10 @@ from longhaul.training.report import report_checkpoint
 from longhaul.training.stage import Stage
 from longhaul.workloads import Workload, build
 
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 600.0
+
 Dress = Callable[[Workload, Ranks, RunDirectory], Workload]
 """Puts something around the real workload: faults, in drills and tests."""
 
@@ -38,8 +43,7 @@ def train_worker(config: dict[str, Any], dress: Dress | None = None, trainer: ty
     logging.getLogger("longhaul").setLevel(logging.INFO)
     # One line a rank and checkpoint with all its metrics; `LoggingConfig` misses it, as this logger is named by its file.
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
-    run = RunDirectory.open(config["run"])
-    recipe = run.recipe()
+    run, recipe = _opened(config["run"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -51,3 +55,18 @@ def train_worker(config: dict[str, Any], dress: Dress | None = None, trainer: ty
         return trainer(recipe, workload, run, ranks, partial(report_checkpoint, run), notice, stage)
 
     Phases(recipe, run, ranks, of_phase).train()
+
+
+def _opened(uri: str) -> tuple[RunDirectory, Recipe]:
+    """The run; storage that is away for some minutes is waited for, as each restart would only meet it again."""
+    begin_s, pause_s = time.monotonic(), 1.0
+    while True:
+        try:
+            run = RunDirectory.open(uri)
+            return run, run.recipe()
+        except OSError as error:
+            if time.monotonic() - begin_s > _PATIENCE_S:
+                raise
+            log.warning("the run directory cannot be read now, tried again in %.0f s: %s", pause_s, error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from longhaul.training.saving import Save
 from longhaul.training.tracker_feed import Status
 from longhaul.training.trackers import Trackers, make_trackers
 from longhaul.workloads import Workload
+
+log = logging.getLogger(__name__)
 
 _SUMMARY_S = 5.0
 _TRACKED: dict[str, Status] = {
@@ -180,8 +183,9 @@ class Recorder:
             return False
         worth = False
         if self._ranks.is_first:  # the others need not look at the storage as well
-            goals = {entry.name: entry.goal for entry in _entries(self._run, self._phase)}
-            goals |= {under_way.name: under_way.goal} if under_way is not None else {}
+            goals = {} if under_way is None else {under_way.name: under_way.goal}
+            with contextlib.suppress(OSError):  # storage that is away: one save too many does no harm
+                goals |= {entry.name: entry.goal for entry in _entries(self._run, self._phase)}
             worth = sum(other is not None and not self._is_better(goal, other) for other in goals.values()) < keep
         return self._ranks.from_first(worth)
 
@@ -215,6 +219,11 @@ class Recorder:
             self._events.append(**event_row(kind, message, segment=progress.segment, step=progress.step, **detail))
             self._events.flush()
 
+    def flush(self) -> None:
+        """Put out what is buffered."""
+        if self._ranks.is_first:
+            self._writer.flush()
+
     def write_summary(self, progress: Progress, **changes: object) -> None:
         """Bring `summary.json` up to date."""
         position = {
@@ -226,8 +235,11 @@ class Recorder:
         self.summary = self.summary.model_copy(update={**position, **changes})
         if self._ranks.is_first:
             self._writer.flush()
-            self._run.write_summary(self.summary)
             self._summary_s = time.monotonic()
+            try:
+                self._run.write_summary(self.summary)
+            except OSError as error:
+                log.warning("the summary waits for the storage to come back: %s", error)
 
     def finish(self, progress: Progress, results: dict[str, float], what: str) -> None:
         """The run is over: results into the summary."""
