@@ -22,6 +22,9 @@ def plan(
     interruptions: Annotated[
         str, typer.Option(help="Share of the machines taken away a month; several, with commas, are compared.")
     ] = "0.1,0.2",
+    crashes: Annotated[
+        float, typer.Option(min=0, help="Processes and machines that fail without notice, a machine and month.")
+    ] = 0.2,
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="Take restart, detection and save times from this run's record.")
     ] = None,
@@ -39,6 +42,7 @@ def plan(
       longhaul plan
       longhaul plan --days 40 --nodes 8 --interruptions 0.05,0.1,0.2
       longhaul plan --run resnet-drill --nodes 16
+      longhaul plan --nodes 16 --crashes 0.7
     """
     from dataclasses import replace
 
@@ -49,7 +53,7 @@ def plan(
     rates = _numbers("interruptions", interruptions, least=0, most=0.99)
     if days <= 0:
         raise UserError(f"--days {days:g}: is no length of time", "Give a number above 0")
-    model = Model() if run is None else calibrate(resolve_run(run, storage))
+    model = replace(Model() if run is None else calibrate(resolve_run(run, storage)), crashes=crashes)
     outcomes = {
         (size, rate): simulate(replace(model, interruptions=rate), nodes=size, days=days, runs=runs)
         for size in sizes

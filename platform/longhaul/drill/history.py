@@ -24,12 +24,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Gain:
-    """A moment at which the run got further than ever before."""
+    """A moment at which the run came to a step for the first time; `step` counts from 0."""
 
     time_s: float
     pause_s: float
     line: Line
-    position: int
+    step: int
 
 
 @dataclass
@@ -76,13 +76,13 @@ class History:
         self._firsts[found.line] = min(first, self._firsts.get(found.line, first))
         self._lasts[found.line] = max(last, self._lasts.get(found.line, last))
         self.newest = max(self.newest, found.line)
-        if not self.gains or last > self.gains[-1].position:
-            self.gains.append(Gain(found.note.time_s, found.note.pause_s, found.line, last))
+        if not self.gains or last // self.batch > self.gains[-1].step:
+            self.gains.append(Gain(found.note.time_s, found.note.pause_s, found.line, last // self.batch))
 
     @property
     def furthest(self) -> int:
-        """The furthest position ever read; -1 before the first."""
-        return self.gains[-1].position if self.gains else -1
+        """The furthest step ever begun, from 0; -1 before the first."""
+        return self.gains[-1].step if self.gains else -1
 
     @property
     def step(self) -> int:
@@ -108,12 +108,8 @@ class History:
 
     def lost_seconds(self, since_s: float, until_s: float) -> float:
         """Time from `since_s` to `until_s`, less what the steps that the run got further in it take, pauses included."""
-        begins: dict[int, Gain] = {}
-        for gain in self.gains:
-            begins.setdefault(gain.position // self.batch, gain)
-        steps = list(begins.values())
-        usual = median([later.time_s - step.time_s - step.pause_s for step, later in pairwise(steps)] or [0.0])
-        gained = sum(usual + step.pause_s for step in steps if since_s < step.time_s <= until_s)
+        usual = median([later.time_s - step.time_s - step.pause_s for step, later in pairwise(self.gains)] or [0.0])
+        gained = sum(usual + step.pause_s for step in self.gains if since_s < step.time_s <= until_s)
         return max(until_s - since_s - gained, 0.0)
 
 

@@ -52,8 +52,11 @@ def perform(prepared: Preparation, seed: int, show: Callable[[Glance], None], *,
         if not keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         disk = stack.enter_context(full_disk(folder / "full"))
+        scratch = folder / "tmp"  # what killed processes leave goes with the drill
+        scratch.mkdir()
         store = stack.enter_context(object_store())
-        stack.enter_context(_environment({**_RAY, **_token(), **store.environment, "RAY_TMPDIR": str(folder), **_importable()}))
+        own = {"RAY_TMPDIR": str(folder), "TMPDIR": str(scratch), **_importable(), **_token()}
+        stack.enter_context(_environment({**_RAY, **store.environment, **own}))
         from longhaul.drill.findings import examine
         from longhaul.drill.nodes import nodes
 

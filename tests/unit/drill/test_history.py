@@ -81,12 +81,12 @@ def test_what_a_killed_attempt_read_behind_its_last_checkpoint_does_not_count(no
 
 
 def test_a_rollback_with_an_excluded_sample_counts_as_the_run_without_it(notes: Notes) -> None:
-    without = SampleOrder(30, "notes", 1, excluded=frozenset({int(ORDER.take(5 * BATCH, 1).indices[0])}))
+    without = SampleOrder(30, "notes", 1, excluded=frozenset({int(ORDER.take(2 * BATCH, 1).indices[0])}))
     notes.start()
-    for step in range(6):
+    for step in range(3):
         notes.step(step)
     notes.turn = 1
-    for step in range(3, STEPS):
+    for step in range(1, STEPS):
         notes.step(step, without)
     assert _problems(notes, without) == []
     assert _problems(notes) != []
@@ -101,7 +101,7 @@ def test_skipped_repeated_and_foreign_samples_are_found(notes: Notes) -> None:
     notes.step(5)
     assert _problems(notes) == [
         "never seen: 8 positions, the first is 24 (step 4)",
-        "another sample: 8 positions, the first is 56 (step 8)",
+        "another sample: 6 positions, the first is 56 (step 8)",  # two of the eight are the same by chance
         "seen twice: 8 positions, the first is 40 (step 6)",
     ]
 
