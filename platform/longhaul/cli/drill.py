@@ -32,6 +32,9 @@ def drill(
     """
     import time
 
+    from longhaul.drill.object_store import check_installed
+
+    check_installed()
     from longhaul.cluster.connect import default_storage
     from longhaul.drill.preparation import own_overrides, prepare
     from longhaul.drill.stage import perform

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from longhaul.cli.recipe import Overrides, RecipePath, RunName
+from longhaul.errors import UserError
 
 
 def train(
@@ -49,6 +50,9 @@ def train(
     loaded = load(recipe, overrides)
     root = storage or default_storage()
     chosen = name or (newest_unfinished(root, loaded.name) if resume else None) or new_run_name(loaded.name)
+    if changes and name is None and not newest_unfinished(root, loaded.name):
+        problem = f"--change: there is no unfinished run of recipe {loaded.name!r} below {root}"
+        raise UserError(problem, "Name the run: --name NAME (see `longhaul runs ls`)")
     if changes:
         loaded = changed_recipe(root, chosen, changes, overrides)
     run = RunDirectory.prepare(root, chosen, loaded, fields(changes))

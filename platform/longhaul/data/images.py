@@ -89,9 +89,17 @@ class ImageSamples:
             raise _missing(path) from None
         except MemoryError:
             raise
+        except OSError as error:
+            if error.errno is not None:  # the file system's error, not the decoder's: another try may do
+                raise
+            raise self._broken(path, error) from None
         except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything: OSError, struct.error
-            reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-            raise UserError(f"image {path}: broken ({reason})", "Replace or remove the file") from None
+            raise self._broken(path, error) from None
+
+    @staticmethod
+    def _broken(path: Path, error: Exception) -> UserError:
+        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        return UserError(f"image {path}: broken ({reason})", "Replace or remove the file")
 
     def _augmented(self, image: Image.Image) -> Tensor:
         side = self.preprocess.resolution

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longhaul.drill.board import Board, Plan
 from longhaul.drill.driver import Driver
-from longhaul.drill.faults import Fault
+from longhaul.drill.faults import TRACE, Fault
 from longhaul.drill.history import History, Line
 from longhaul.drill.nodes import Nodes
 from longhaul.drill.object_store import ObjectStore
@@ -82,7 +82,7 @@ class Conductor:
             for outcome in self.outcomes:
                 try:
                     disturbed.suffer(outcome)
-                except RunEndedError as error:
+                except (RunEndedError, TimeoutError) as error:
                     outcome.state, outcome.note = "lost", f"{outcome.note}; {error}".lstrip("; ")
                     deaths += 1
                     if disturbed.driver.ended == 0 or deaths == _MOST_DEATHS:
@@ -165,7 +165,7 @@ class Performance:
             until_s = time.time()
             self._demand(lambda: self._recovered(fault, line, until_s), "did not recover")
         finally:
-            outcome.note = "; ".join([outcome.note, *self._tell(since_s)]).lstrip("; ")
+            self._tell(outcome, since_s)
         recovered_s = self.history.recovered_s(line) or time.time()
         outcome.state = "survived"
         outcome.steps_lost = self.history.lost_steps(line, self.history.newest)
@@ -178,10 +178,14 @@ class Performance:
         going = self.history.newest == line or self.history.recovered_s(line) is not None
         return going and any(entry.created_s > until_s for entry in CheckpointStore(self.run).entries())
 
-    def _tell(self, since_s: float) -> list[str]:
-        """What the run's own record says of the time since then."""
+    def _tell(self, outcome: Outcome, since_s: float) -> None:
+        """Put into the outcome what the run's own record says of the time since then."""
+        since_s = 0.0 if outcome.fault.kind == "poisoned-sample" else since_s  # it may have struck before its turn
         events = sorted(self.run.events().to_pylist(), key=lambda event: float(event["time_s"]))
-        return list(dict.fromkeys(e["message"] for e in events if e["time_s"] >= since_s and e["kind"] in _TELLING))
+        told = [event for event in events if event["time_s"] >= since_s and event["kind"] in _TELLING]
+        messages = list(dict.fromkeys(str(event["message"]) for event in told))
+        outcome.note = "; ".join([outcome.note, *messages]).lstrip("; ")
+        outcome.recorded = TRACE.get(outcome.fault.kind) in (None, *(event["kind"] for event in told))
 
     def _demand(self, condition: Callable[[], bool], otherwise: str) -> None:
         if not self._until(condition, _PATIENCE_S):

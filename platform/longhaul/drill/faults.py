@@ -35,6 +35,13 @@ MEANING: dict[Kind, str] = {
 }
 IN_WORKER: frozenset[Kind] = frozenset({"full-disk", "nan-gradient", "poisoned-sample", "hung-rank", "out-of-memory"})
 """Those that strike from within a worker; all others come from outside."""
+TRACE: dict[Kind, str] = {
+    "kill-worker": "lost", "kill-node": "lost", "kill-driver": "resumed",
+    "notice-120": "lost", "notice-30": "lost", "notice-0": "lost",
+    "truncated-shard": "checkpoint_rejected", "flipped-bit": "checkpoint_rejected", "full-disk": "save_failed",
+    "nan-gradient": "rollback", "poisoned-sample": "quarantine", "hung-rank": "lost", "out-of-memory": "micro_batch",
+}  # fmt: skip
+"""The kind of event that a run writes down about it. An outage of S3 may pass without any."""
 NOTICE_S: dict[Kind, int] = {"notice-120": 12, "notice-30": 3}
 _ONCE: frozenset[Kind] = frozenset({"poisoned-sample", "out-of-memory"})
 _FIRST, _LAST, _APART = 5, 10, 6  # steps before the first fault, after the last one's slot, and the least a slot has

@@ -32,6 +32,7 @@ def examine(conductor: Conductor, disturbed: History, twin: History, report: Rep
         problems = stream_problems(history.passes, prepared.order, prepared.positions, batch)
         text = "; ".join(problems) or f"{prepared.steps} steps, each sample exactly once an epoch"
         report.checks.append(_check(f"sample stream ({name})", not problems, text))
+    report.checks.append(_record(conductor))
     changed = _first_change(run)
     report.checks.append(_losses(run, other, changed))
     report.results = {name: (summary.results[name], value) for name, value in expected.results.items() if name in summary.results}
@@ -48,6 +49,12 @@ def examine(conductor: Conductor, disturbed: History, twin: History, report: Rep
 
 def _check(name: str, passed: bool, finding: str) -> Check:
     return Check(name=name, passed=passed, finding=finding)
+
+
+def _record(conductor: Conductor) -> Check:
+    """Each fault must have met what it was meant to meet: a damaged checkpoint that nobody tried to load proves nothing."""
+    silent = [f"{o.fault.number} {o.fault.kind}" for o in conductor.outcomes if o.state == "survived" and not o.recorded]
+    return _check("record", not silent, f"no trace of {', '.join(silent)}" if silent else "every fault has left its trace")
 
 
 def _first_change(run: RunDirectory) -> int | None:

@@ -14,10 +14,9 @@ from typing import Literal
 Mode = Literal["pass", "refuse", "hold"]
 _BLOCK = 64 << 10
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-_ANSWER = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-    % len(_SLOW_DOWN)
-) + _SLOW_DOWN
+_HEAD = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(
+    _SLOW_DOWN
+)
 
 
 class Proxy:
@@ -112,7 +111,7 @@ def _refuse(client: socket.socket) -> None:
         missing = int(fields.get(b"content-length", b"0")) - len(body)
         while missing > 0 and (block := client.recv(_BLOCK)):
             missing -= len(block)
-    client.sendall(_ANSWER)
+    client.sendall(_HEAD if head.startswith(b"HEAD ") else _HEAD + _SLOW_DOWN)
 
 
 def _end(connection: socket.socket) -> None:

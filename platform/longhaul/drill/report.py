@@ -20,6 +20,7 @@ class Outcome(BaseModel):
         steps_lost: computed once more because of it.
         seconds_lost: from the strike until the run was further than ever, less what the steps in it usually take.
         note: what was done, and what the run's record says of it.
+        recorded: the run's record shows the trace that this kind of fault must leave: that it met what it was meant to meet.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,6 +31,7 @@ class Outcome(BaseModel):
     steps_lost: int = 0
     seconds_lost: float = 0.0
     note: str = ""
+    recorded: bool = True
 
 
 class Check(BaseModel):
@@ -49,6 +51,7 @@ class Report(BaseModel):
         overrides: what the drill changed about the recipe, and the user after it.
         results: the final metrics of both runs, by name: (disturbed, undisturbed).
         ledger_s: seconds by class of the run's ledger.
+        log: the last lines of the disturbed run's driver, where the drill was not passed.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -63,6 +66,7 @@ class Report(BaseModel):
     ledger_s: dict[str, float] = {}
     goodput: float = 0.0
     wall_s: float = 0.0
+    log: list[str] = []
     folder: str | None = None
 
     @property

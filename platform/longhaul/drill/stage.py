@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from longhaul.drill.conductor import Conductor, Glance, RunEndedError
+from longhaul.drill.conductor import DISTURBED, Conductor, Glance, RunEndedError
 from longhaul.drill.full_disk import full_disk
-from longhaul.drill.object_store import check_installed, object_store
+from longhaul.drill.object_store import object_store
 from longhaul.drill.preparation import Preparation
 from longhaul.drill.report import Check, Report
 
@@ -28,6 +28,8 @@ _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+_LOG_LINES = 400
+
 
 def perform(prepared: Preparation, seed: int, show: Callable[[Glance], None], *, keep: bool = False) -> Report:
     """Run a drill; whatever happens, no process and (but with `keep`) no file of it is left.
@@ -37,11 +39,7 @@ def perform(prepared: Preparation, seed: int, show: Callable[[Glance], None], *,
         seed: of its schedule, for the report.
         show: is given a glance several times a second.
         keep: leave the folder with the logs of drivers and cluster.
-
-    Raises:
-        UserError: the extra `drill` is not installed.
     """
-    check_installed()
     began_s = time.monotonic()
     recipe = prepared.recipe.name
     report = Report(recipe=recipe, seed=seed, overrides=prepared.overrides, steps=prepared.steps, outcomes=[])
@@ -69,6 +67,9 @@ def perform(prepared: Preparation, seed: int, show: Callable[[Glance], None], *,
         except RunEndedError as error:
             report.checks.append(Check(name="undisturbed run", passed=False, finding=str(error)))
         report.outcomes = conductor.outcomes
+        log = folder / f"{DISTURBED}.log"
+        if not report.passed and log.exists():
+            report.log = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
     report.wall_s = time.monotonic() - began_s
     return report
 

@@ -105,8 +105,11 @@ def _panel(glance: Glance, passed: str) -> RenderableType:
     head = Text.assemble((glance.phase, "bold"), f"  step {glance.step}/{glance.steps}  {passed}")
     table = Table("", "fault", "step", "", "steps lost", "seconds lost", box=None, padding=(0, 2, 0, 0))
     for outcome in glance.outcomes:
-        table.add_row(*_cells(outcome))
-    return Group(head, ProgressBar(total=glance.steps or 1, completed=glance.step, width=60), table)
+        number, kind, step, word, *costs = _cells(outcome)
+        table.add_row(number, kind, step, word if outcome.state != "ahead" else "", *costs)
+    bar = Table.grid()  # a bar alone does not end its line
+    bar.add_row(ProgressBar(total=glance.steps or 1, completed=glance.step, width=60))
+    return Group(head, bar, table)
 
 
 def _line(outcome: Outcome) -> str:

@@ -24,7 +24,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,14 @@ log = logging.getLogger(__name__)
 _MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.json")
 _PHASE = re.compile(r"step-\d+-p(\d+)-")
 _REJECTED = "rejected.json"
+
+
+Beat = Callable[[], None]
+"""Called now and then in long work, so that nobody takes it for a hang."""
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 class Manifest(BaseModel):
@@ -146,12 +154,13 @@ class CheckpointStore:
         names = [child.name for child in self._storage.list() if child.is_dir and _phase_of(child.name) == phase]
         return sorted((n for n in names if not self.folder(n).exists(_REJECTED)), reverse=True)
 
-    def problems(self, name: str, *, share: tuple[int, int] = (0, 1)) -> list[str]:
+    def problems(self, name: str, *, share: tuple[int, int] = (0, 1), beat: Beat = _nothing) -> list[str]:
         """Why checkpoint `name` cannot be resumed from; empty when every file is what its manifest says.
 
         Args:
             name: of the checkpoint.
             share: (rank, world size) of the caller: hash only the files of every world-size-th manifest from rank on.
+            beat: called after every file.
         """
         folder = self.folder(name)
         names = [entry.name for entry in folder.list()]
@@ -165,7 +174,10 @@ class CheckpointStore:
             except IntegrityError as error:
                 found.append(str(error))
                 continue
-            found += [p for file, record in manifest.files.items() if (p := _damage(folder, file, record))]
+            for file, record in manifest.files.items():
+                problem = _damage(folder, file, record)
+                found += [] if problem is None else [problem]
+                beat()
         return found
 
     def is_complete(self, name: str) -> bool:
@@ -198,8 +210,10 @@ class CheckpointStore:
                 gone.append(child.name)
         return gone
 
-    def fetch(self, name: str, target: Path, *, only: str = "") -> Path:
+    def fetch(self, name: str, target: Path, *, only: str = "", beat: Beat = _nothing) -> Path:
         """Copy a checkpoint's files (those whose name starts with `only`) to the local folder `target`, checking each.
+
+        `beat` is called after every file.
 
         Raises:
             IntegrityError: a file is missing, cut short or changed.
@@ -213,6 +227,7 @@ class CheckpointStore:
                         raise IntegrityError(f"checkpoint {name}: {file} is missing") from None
                     if file_sha256(target / file) != record.sha256:
                         raise IntegrityError(f"checkpoint {name}: {file} is not what was written (SHA-256 differs)")
+                    beat()
         return target
 
     def _entry(self, name: str, names: Sequence[str]) -> Entry:

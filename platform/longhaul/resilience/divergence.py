@@ -25,6 +25,7 @@ _LEAST_SPREAD = 1e-3  # relative: losses that are all but equal have no spread t
 _LEAST_LOSS = 1e-8  # a loss may be exactly 0, which has no logarithm and no relative spread
 _CLIP_FACTOR, _CLIP_FIRST, _RATE_FACTOR = 0.6, 1.0, 0.5  # gradient norm 0.5 -> 0.3; learning rate halved
 _BROKEN_DATA = 10  # times the bound: so many rollbacks in all, however many of them found samples to blame
+_FORGIVEN = 1000  # steps without a spike after which the former ones no longer count
 
 
 class Spike(BaseModel):
@@ -113,6 +114,7 @@ class Remedies(BaseModel):
         lowered: how many of the two remedies have been used.
         spike, decision: the last ones; the steps to try leave the decision as they are tried.
         explained: whether samples were found to blame for the last one.
+        spike_before: step of the last spike, settled or not.
     """
 
     rollbacks: int = 0
@@ -125,6 +127,7 @@ class Remedies(BaseModel):
     spike: Spike | None = None
     decision: Decision | None = None
     explained: bool = False
+    spike_before: int | None = None
 
     def decide(self, spike: Spike, *, clip_norm: float | None, limit: int) -> Decision:
         """Take one more spike in.
@@ -152,6 +155,9 @@ class Remedies(BaseModel):
         self.explained = True
 
     def _decide(self, spike: Spike, clip_norm: float | None, limit: int) -> Decision:
+        if self.spike_before is not None and spike.step > self.spike_before + _FORGIVEN:
+            self.rollbacks = self.unexplained = self.lowered = 0  # it has gone well for long: that was another story
+        self.spike_before = spike.step
         self.rollbacks += 1
         self.unexplained += 1
         # A NaN gradient shows in the loss one step later, and what is done may move it: near is the same.

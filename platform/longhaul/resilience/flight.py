@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from longhaul.errors import IntegrityError
 from longhaul.resilience.ledger import Span, ledger_writer, read_ledger, span_row
 from longhaul.resilience.requests import Request, asked
 from longhaul.resilience.run_directory import RunDirectory
@@ -34,6 +35,7 @@ _FOLDER = "flight"
 _LINES = 50
 _NEAR_S, _FAR_S = 2.0, 10.0  # between two writes: on a local path, on S3
 _KEEP_SEGMENTS, _LOOK_BACK = 20, 3
+_LAST_S = 10.0
 _STARTUP_S = 900.0  # the least that start-up may take: a large model's first step compiles and allocates
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,9 @@ class FlightRecorder:
         self._handler = _Lines(self._lines)
         self._ended = threading.Event()
         self._beat = time.monotonic()
-        self._thread = threading.Thread(target=self._watch, name="longhaul-flight", daemon=True)
+        # Two threads: storage that hangs must not keep the watchdog from seeing that it does.
+        self._thread = threading.Thread(target=self._record, name="longhaul-flight", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="longhaul-watchdog", daemon=True)
         self.request: Request | None = None
         self.beat("startup", state.step)
 
@@ -102,23 +106,28 @@ class FlightRecorder:
         logging.getLogger().addHandler(self._handler)
         self._write()
         self._thread.start()
+        self._watchdog.start()
         return self
 
     def __exit__(self, kind: object, error: object, _: object) -> None:
         if kind is not None:
             self._lines.append(f"{type(error).__name__}: {error}")
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_LAST_S)
+        self._watchdog.join()
         logging.getLogger().removeHandler(self._handler)
         self._write()
 
     def _watch(self) -> None:
-        every = _NEAR_S if self._run.storage.is_local else _FAR_S
-        while not self._ended.wait(min(every, self._hang_s / 4)):
+        while not self._ended.wait(min(_NEAR_S, self._hang_s / 4)):
             idle = time.monotonic() - self._beat
             limit = max(self._hang_s, _STARTUP_S) if self._state.state == "startup" else self._hang_s
             if idle > limit:
                 self._end(idle)
+
+    def _record(self) -> None:
+        every = _NEAR_S if self._run.storage.is_local else _FAR_S
+        while not self._ended.wait(min(every, self._hang_s / 4)):
             self._write()
             if self._span is not None:  # rank 0: here, because on S3 a look costs what a training step takes
                 with contextlib.suppress(OSError):
@@ -128,15 +137,19 @@ class FlightRecorder:
         self._state.stacks = _stacks()
         message = f"rank {self._state.rank}: no progress in {self._state.state!r} for {idle:.0f} s; this process ends itself"
         log.error(message)
-        self._write()
+        last = threading.Thread(target=self._write, name="longhaul-last-words", daemon=True)
+        last.start()
+        last.join(_LAST_S)
         os._exit(HANG_EXIT)  # the training thread cannot be interrupted from here: it may be stuck inside a library
 
     def _write(self) -> None:
         state = self._state
         state.time_ns, state.log = time.time_ns(), list(self._lines)
         state.span = self._span() if self._span is not None else None
-        with contextlib.suppress(OSError):  # a record that cannot be written must not end what it records
+        try:
             self._run.storage.write_bytes(_name(state.segment, state.rank), (state.model_dump_json() + "\n").encode())
+        except Exception:  # whatever it was: a record that cannot be written must not end what it records
+            log.debug("the flight state could not be written", exc_info=True)
 
 
 class _Lines(logging.Handler):
@@ -149,7 +162,8 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format and keep."""
-        self._lines.extend(self.format(record).splitlines())
+        text = self.format(record).encode(errors="replace").decode()  # a file name may hold bytes that are no text
+        self._lines.extend(text.splitlines())
 
 
 def flights(run: RunDirectory, segment: int | None = None) -> list[FlightState]:
@@ -174,7 +188,11 @@ def recover_span(run: RunDirectory) -> int:
     Returns:
         The furthest step that the run has ever reached.
     """
-    table = read_ledger(run)
+    try:
+        table = read_ledger(run)
+    except IntegrityError as error:  # a damaged record is no reason not to train
+        log.warning("the ledger cannot be read: %s", error)
+        return 0
     known = max(table.column("end_ns").filter(_is_worker(table)).to_pylist(), default=0)
     steps = table.column("step").to_pylist()
     # Not only the newest: another rank of the new group may have written its first file already.

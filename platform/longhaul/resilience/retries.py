@@ -41,7 +41,9 @@ def why_not(kind: FailureClass, former: Sequence[Incident], budgets: RetryBudget
     recent = sum(incident.kind == kind and now_s - incident.time_s < _WINDOW_S for incident in former)
     if 0 <= budget <= recent:
         return f"the budget of {budget} restarts a day for {kind!r} is spent (resilience.budgets.{kind})"
-    fruitless = sum(incident.time_s > saved_s and incident.kind not in _BEYOND for incident in former)
+    ended = max((place for place, incident in enumerate(former, 1) if not incident.retried), default=0)
+    since = former[ended:]  # what had ended the run was seen to, or nobody would have started it again
+    fruitless = sum(incident.time_s > saved_s and incident.kind not in _BEYOND for incident in since)
     if kind not in _BEYOND and fruitless + 1 >= _IN_A_ROW:
         return f"{_IN_A_ROW} failures in a row without a complete checkpoint between them"
     return None

@@ -90,8 +90,14 @@ class SeriesWriter:
             log.warning("%s: %d rows wait for the storage to come back: %s", self._storage.uri, len(self._rows), error)
 
     def close(self) -> None:
-        """Put out what is buffered."""
+        """Put out what is buffered.
+
+        Raises:
+            OSError: the storage is away, and rows are lost with this writer.
+        """
         self.flush()
+        if self._rows:
+            raise OSError(f"{self._storage.uri}: {len(self._rows)} rows could not be written; the storage does not answer")
 
     def __enter__(self) -> SeriesWriter:
         return self

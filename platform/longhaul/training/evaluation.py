@@ -41,11 +41,13 @@ class Evaluator:
         recipe: batch size, loader workers, precision.
         workload: which metrics.
         ranks: who shares the work.
+        micro_batch: what is known to fit; left out, the recipe's.
     """
 
     recipe: Recipe
     workload: Workload
     ranks: Ranks
+    micro_batch: int | None = None
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, samples: SampleSet, tick: Callable[[], None] = lambda: None) -> Evaluation:
@@ -61,7 +63,7 @@ class Evaluator:
         """
         model.eval()
         metrics = self.workload.metrics().to(self.ranks.device)
-        size = self.recipe.validation.batch or 2 * self.recipe.training.micro_batch
+        size = self.recipe.validation.batch or 2 * (self.micro_batch or self.recipe.training.micro_batch)
         passes = math.ceil(math.ceil(len(samples) / self.ranks.world_size) / size)
         workers = self.recipe.data.loader_workers
         for batch in batches(samples, size, rank=self.ranks.rank, world_size=self.ranks.world_size, workers=workers):

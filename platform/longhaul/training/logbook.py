@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from longhaul.resilience.flight import Doing, FlightRecorder, FlightState, forget_old_flights, recover_span, this_host
 from longhaul.resilience.ledger import Stopwatch, TimeClass, ledger_writer, span_row
-from longhaul.resilience.requests import Request
+from longhaul.resilience.requests import Request, answered
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.ranks import Ranks
 
@@ -91,6 +91,15 @@ class Logbook:
             yield
         finally:
             self.at(former, self._step)
+
+    def answer_and_hold(self, request: Request, seconds: int) -> None:
+        """Say that `request` was done, and stand still for a while, on purpose."""
+        if self._first:
+            answered(self._run, request)
+        with self.during("waiting"):
+            for _ in range(seconds):
+                time.sleep(1.0)
+                self.beat()
 
     def rolled_back(self, segment: int, attempt: str, step: int) -> None:
         """History begins anew at `step`."""

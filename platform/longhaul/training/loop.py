@@ -27,7 +27,7 @@ from longhaul.recipe import Recipe
 from longhaul.resilience.checkpoint import CheckpointStore, Retention, load_weights
 from longhaul.resilience.flight import this_host
 from longhaul.resilience.notices import Notice
-from longhaul.resilience.requests import Request, StopRequested, answered
+from longhaul.resilience.requests import Request, StopRequested
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.busy import Busy
 from longhaul.training.course import Course
@@ -139,7 +139,7 @@ class Attempt:
         trainer = self.trainer
         self.recipe, self.ranks, self.workload = trainer.recipe, trainer.ranks, trainer.workload
         self.busy = Busy(self.workload.loss)
-        self.evaluate = Evaluator(self.recipe, self.workload, self.ranks)
+        self.evaluate = Evaluator(self.recipe, self.workload, self.ranks, self.plan.micro_batch)
         self.pulse = Pulse(self.ranks, self.recipe.resilience.poll_s, trainer.notice)
         self.stream = trainer.stream(self.plan, self.progress)
 
@@ -149,7 +149,7 @@ class Attempt:
             if self.progress.step == self.progress.first_step:
                 self.save()  # so that there is something to roll back to from the first step on
             if self.progress.owes_validation:
-                self.validate()
+                self.keep(self.validate(), due=self.course.over(self.progress))
             # ---- repeat ------------------------------------------------------------------------------------------
             while not self.course.over(self.progress):
                 try:
@@ -199,9 +199,7 @@ class Attempt:
         if log_due:
             self.record.training(progress, rate)
         goal = self.validate() if validation_due else None
-        save_due |= course.over(progress)  # early stopping may have ended the run just now
-        if save_due or self.record.is_among_best(goal, recipe.checkpoints.keep_best, self.saver.under_way):
-            self.save(goal, permanent=permanent, wait=course.over(progress))
+        self.keep(goal, due=save_due or course.over(progress), permanent=permanent)
         if pulse_due:
             self.hear()
 
@@ -221,41 +219,43 @@ class Attempt:
             react(self.progress, metrics, self.recipe, self.course, self.record)
         return metrics[self.record.summary.goal]
 
+    def keep(self, goal: float | None, *, due: bool = False, permanent: bool = False) -> None:
+        """Save where it is due, where the goal just measured is among the best, and at the end (early stopping's too)."""
+        if due or self.record.is_among_best(goal, self.recipe.checkpoints.keep_best, self.saver.under_way):
+            self.save(goal, permanent=permanent, wait=self.course.over(self.progress))
+
     def save(self, goal: float | None = None, *, permanent: bool = False, wait: bool = False) -> None:
-        """Begin a checkpoint; with `wait`, see it complete.
+        """Begin a checkpoint; with `wait`, see it complete, trying again while the storage is away.
 
         Raises:
             SpikeError: the weights are not finite; nothing was published.
+            OSError: it could not be written at all.
         """
         metrics = {} if goal is None else {self.record.summary.goal: goal}
         with self.book.during("saving"), self.record.pause():
             self.record.flush()  # what happened before a checkpoint is on storage before it: a resume never computes it again
-            settled = self.saver.save(self.progress, metrics, goal=goal, permanent=permanent)
-            settled += self.saver.wait() if wait else []
+            settled = self.saver.save(self.progress, metrics, goal=goal, permanent=permanent, wait=wait)
             self._saved_s = time.monotonic()
         self.record.settled(self.progress, settled)
 
     def hear(self) -> None:
         """Put together with the other ranks what has come from outside, and act on it; may raise as `step` does."""
-        since_save_s = time.monotonic() - self._saved_s
-        due = self.recipe.checkpoints.ephemeral == "auto" and since_save_s > self.progress.cadence.interval_s()
+        since_save_s, saver = time.monotonic() - self._saved_s, self.saver
+        auto = self.recipe.checkpoints.ephemeral == "auto" and since_save_s > self.progress.cadence.interval_s()
+        due = auto or saver.owes_one
         news = self.pulse.beat(
-            self.progress.step, self.saver.standing, self.busy, self.book.request, save=due, cost_s=self.saver.duration_s
+            self.progress.step, saver.standing, self.busy, self.book.request, save=due, cost_s=saver.duration_s
         )
         self.book.keep()
         self.progress.cadence.observe_uptime(self.pulse.passed_s)
         self.record.heard(self.progress, news)
-        self.record.settled(self.progress, self.saver.settle(news.standings))
+        self.record.settled(self.progress, saver.settle(news.standings))
         if news.save:
             self.save(wait=news.urgent)
         if news.request is not None and news.request.kind == "save":
             self.save(wait=True)
-            if self.ranks.is_first:
-                answered(self.trainer.run, news.request)
-            with self.book.during("waiting"), self.record.pause():
-                for _ in range(_HOLD_S):  # whoever asked is about to end these workers: a step more would be lost
-                    time.sleep(1.0)
-                    self.book.beat()
+            with self.record.pause():
+                self.book.answer_and_hold(news.request, _HOLD_S)  # who asked will end these workers: more steps would be lost
         elif news.request is not None:
             raise StopRequested(news.request)
 
@@ -264,8 +264,7 @@ class Attempt:
         self.stream.close()
         self.save(wait=True) if request.kind == "pause" else self.record.settled(self.progress, self.saver.wait())
         self.record.stop(self.progress, "paused" if request.kind == "pause" else "cancelled")
-        if self.ranks.is_first:
-            answered(self.trainer.run, request)
+        self.book.answer_and_hold(request, 0)
         self.ranks.gather(None)
         return self.record.summary
 
@@ -274,9 +273,9 @@ class Attempt:
         self.record.settled(self.progress, self.saver.wait())
         self.saver.retire()
         if self.trainer.stage.last:
-            best = load_weights(self.trainer.run, "best")
-            model = with_weights(self.workload, best).to(self.ranks.device)
             with self.book.during("validation"):
+                best = load_weights(self.trainer.run, "best")
+                model = with_weights(self.workload, best).to(self.ranks.device)
                 results = self.record.evaluation(self.progress, "test", self._measure(model, self.workload.splits.test))
             self.record.finish(self.progress, results, f"test of {best.checkpoint}")
         self.ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
@@ -293,7 +292,8 @@ class Attempt:
                 if request is not None and request.kind != "save":
                     raise StopRequested(request)
 
-        return self.evaluate(model, samples, tick)
+        with memory_guard(self.plan.micro_batch):
+            return self.evaluate(model, samples, tick)
 
     def _restart_stream(self) -> None:
         self.stream.close()

@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator
 
 import torch
 
 from longhaul.data.loader import BatchPlan, StepBatch
-from longhaul.errors import LonghaulError, UserError
+from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.recipe import Recipe
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.engine import Engine, LossFunction
 from longhaul.training.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 EVENT = "micro_batch"
 
@@ -82,7 +85,11 @@ def plan_batches(run: RunDirectory, recipe: Recipe, ranks: Ranks) -> BatchPlan:
 
 def _decided(run: RunDirectory, wanted: int) -> int:
     """The largest micro-batch to use: what the recipe wants, or what the last out-of-memory left."""
-    rows = [row for row in run.events().to_pylist() if row["kind"] == EVENT]
+    try:
+        rows = [row for row in run.events().to_pylist() if row["kind"] == EVENT]
+    except IntegrityError as error:  # a damaged record is no reason not to train; at worst memory runs out once more
+        log.warning("the events cannot be read: %s", error)
+        rows = []
     return min([wanted, *(int(json.loads(row["detail"])["micro_batch"]) for row in rows)])
 
 

@@ -60,7 +60,8 @@ class Pulse:
 
     def due(self, step: int) -> bool:
         """Whether this is the step to look at."""
-        return step >= self._next_step
+        rolled_back = self._last is not None and step < self._last[0]
+        return step >= self._next_step or rolled_back
 
     def beat(self, step: int, standing: Standing, busy: Busy, request: Request | None, *, save: bool, cost_s: float) -> News:
         """Exchange.

@@ -241,15 +241,22 @@ class Recorder:
             except OSError as error:
                 log.warning("the summary waits for the storage to come back: %s", error)
 
+    def _last_word(self) -> None:
+        """The summary once more, and this time it must be written: by it the run is over."""
+        if self._ranks.is_first:
+            self._run.write_summary(self.summary)
+
     def finish(self, progress: Progress, results: dict[str, float], what: str) -> None:
         """The run is over: results into the summary."""
         self.event("finished", progress, f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
         self.write_summary(progress, status="finished", results=results)
+        self._last_word()
 
     def stop(self, progress: Progress, status: Literal["paused", "cancelled"]) -> None:
         """The run ends here, on request."""
         self.event(status, progress, f"{status} at step {progress.step}")
         self.write_summary(progress, status=status)
+        self._last_word()
 
     def __enter__(self) -> Recorder:
         return self

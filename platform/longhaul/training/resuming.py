@@ -27,6 +27,14 @@ from longhaul.training.saving import rank_file
 log = logging.getLogger(__name__)
 
 
+class _NotSoundError(Exception):
+    """A checkpoint that had verified could not be read by some rank; raised on all."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 @dataclass(frozen=True)
 class Resumer:
     """Finds, verifies and loads checkpoints, on every rank in step.
@@ -67,11 +75,16 @@ class Resumer:
         """
         rejected: dict[str, list[str]] = {}
         for name in self.ranks.from_first(self.store.candidates(self.phase)):
-            shares = self.ranks.gather(self.store.problems(name, share=(self.ranks.rank, self.ranks.world_size)))
+            shares = self.ranks.gather(self.store.problems(name, share=(self.ranks.rank, self.ranks.world_size), beat=self.beat))
             self.beat()
             problems = sorted({problem for share in shares for problem in share})
+            progress: Progress | None = None
             if not problems:
-                progress = self._load(name)
+                try:
+                    progress = self._load(name)
+                except _NotSoundError as error:  # on all ranks: one could not read it after all
+                    progress, problems = None, error.problems
+            if progress is not None:
                 if self.ranks.is_first:
                     for bad, reasons in rejected.items():
                         self.store.reject(bad, reasons)
@@ -105,8 +118,7 @@ class Resumer:
 
     def _load(self, name: str) -> Progress:
         with tempfile.TemporaryDirectory(prefix="longhaul-resume-") as scratch:
-            stored = self.store.folder(name)
-            folder = Path(stored.root) if stored.is_local else self.store.fetch(name, Path(scratch))
+            folder = self._at_hand(name, Path(scratch))
             progress = Progress.model_validate_json((folder / "progress.json").read_bytes())
             if progress.fingerprint != self.fingerprint:
                 problem = f"run {self.run.uri}: the training data are not those that it began with (names or sizes differ)"
@@ -128,6 +140,20 @@ class Resumer:
             self.ranks.gather(None)  # nobody goes on (and retires checkpoints) while another still reads
         log.info("resumed from %s at step %d", name, progress.step)
         return progress
+
+    def _at_hand(self, name: str, scratch: Path) -> Path:
+        """A local folder with the checkpoint's files; all ranks have one, or none goes on."""
+        stored = self.store.folder(name)
+        folder, problem = Path(stored.root), None
+        if not stored.is_local:
+            try:
+                folder = self.store.fetch(name, scratch, beat=self.beat)
+            except IntegrityError as error:
+                problem = str(error)
+        problems = [other for other in self.ranks.gather(problem) if other is not None]
+        if problems:
+            raise _NotSoundError(problems)
+        return folder
 
     def _restore_buffers(self, own: dict[str, dict[str, torch.Tensor]]) -> None:
         """This rank's own running statistics, in place of the mean that the whole weights have."""

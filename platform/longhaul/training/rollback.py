@@ -63,12 +63,14 @@ class Rollback:
         if decision.give_up:
             raise DivergedError(decision.reason)
         with self.book.during("startup"):
-            self.saver.wait()  # it may be from before the spike, and good; one from after it is abandoned below
-            back = self.resumer.rewind(before=spike.step)
+            settled = self.saver.wait()  # it may be from before the spike, and good; one from after it is abandoned below
+            self.record.settled(progress, [save for save in settled if save.standing[0] == "written" and save.step < spike.step])
+            back = self.resumer.rewind(before=spike.step).under(progress)
         for name in ("excluded", "remedies", "cadence", "tracker_runs"):
             setattr(back, name, getattr(progress, name))
         back.segment = progress.segment + 1
         attempt = ranks.from_first(uuid.uuid4().hex[:8])
+        self.book.at("startup")
         self.saver.attempt = attempt
         self.book.rolled_back(back.segment, attempt, back.step)
         self.record.forget()

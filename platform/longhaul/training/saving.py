@@ -34,7 +34,8 @@ from longhaul.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-_LAST_S, _LOOK_S = 60.0, 1.0
+_LAST_S, _LOOK_S, _LONG_S, _AGAIN_S = 60.0, 1.0, 3600.0, 30.0
+_PAUSES_S = (1.0, 5.0, 10.0, 10.0)  # between the tries of a save that must be
 _NO_SCORE = -1e30
 
 Report = Callable[[str, dict[str, float]], None]
@@ -92,22 +93,45 @@ class Saver:
     """How long the last save took until its manifest was written."""
     under_way: Save | None = None
     """The one that is being written."""
+    _again_s: float | None = None
     _copy: HostCopy = field(default_factory=HostCopy)
     _average_copy: HostCopy = field(default_factory=HostCopy)
     _buffer_copy: HostCopy = field(default_factory=HostCopy)
 
-    def save(self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool) -> list[Save]:
-        """Begin to save everything.
+    def save(
+        self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool, wait: bool = False
+    ) -> list[Save]:
+        """Save everything; with `wait`, see it complete, trying again while the storage is away.
 
         Args:
             progress: the loop's own state.
             metrics: handed on to `report`.
             goal: the goal metric at this step, where it was just measured.
             permanent: keep it for good.
+            wait: without it the save goes on behind, and a later call settles it.
 
         Returns:
             The saves that were settled by the way.
+
+        Raises:
+            OSError: with `wait`: it could not be written at all.
         """
+        settled = self._begin(progress, metrics, goal=goal, permanent=permanent)
+        for pause_s in _PAUSES_S if wait else ():
+            settled += self.wait()
+            if settled[-1].standing[0] != "failed":
+                return settled
+            time.sleep(pause_s)
+            self.beat()
+            settled += self._begin(progress, metrics, goal=goal, permanent=permanent)
+        if wait:
+            settled += self.wait()
+            if settled[-1].standing[0] == "failed":
+                raise OSError(f"step {progress.step}: no checkpoint could be written ({settled[-1].standing[1]})")
+        return settled
+
+    def _begin(self, progress: Progress, metrics: dict[str, float], *, goal: float | None, permanent: bool) -> list[Save]:
+        """Copy everything, start to write it; returns the save before, which is over by then."""
         since = time.monotonic()
         settled = self.wait()
         weights, average, own = self._weights()
@@ -116,7 +140,8 @@ class Saver:
         name = checkpoint_name(progress.step, self.attempt, progress.phase)
         manifest = Manifest(
             step=progress.step, rank=self.ranks.rank, world_size=self.ranks.world_size, attempt=self.attempt,
-            created_s=time.time(), permanent=permanent, goal=goal, phase=progress.phase, files={},
+            created_s=time.time(), permanent=permanent, phase=progress.phase, files={},
+            goal=goal if goal is not None and math.isfinite(goal) else None,
         )  # fmt: skip
         save = Save(name, progress.step, goal, metrics)
         save.thread = threading.Thread(target=self._write, args=(save, state, manifest), name="longhaul-save", daemon=True)
@@ -146,6 +171,11 @@ class Saver:
         return weights, average, own
 
     @property
+    def owes_one(self) -> bool:
+        """Whether the last save failed, a while ago: it is time for another try."""
+        return self._again_s is not None and time.monotonic() > self._again_s
+
+    @property
     def standing(self) -> Standing:
         """Where this rank's save stands, for the others to know."""
         return self.under_way.standing if self.under_way else ("none", "")
@@ -160,7 +190,8 @@ class Saver:
             settled = self.settle(self.ranks.gather(self.standing))
             if settled:
                 return settled
-            self.beat()
+            if time.monotonic() - self.under_way.started_s < max(_LONG_S, 10 * self.duration_s):
+                self.beat()  # past that it is a hang, and the watchdog's
             if self.under_way.thread is not None:
                 self.under_way.thread.join(_LOOK_S)
             if self.standing[0] != "writing":
@@ -176,8 +207,10 @@ class Saver:
         bad = [standing for standing in standings if standing[0] in ("nonfinite", "failed")]
         if bad:
             save.standing = max(bad)  # "nonfinite" before "failed"
+            self._again_s = time.monotonic() + _AGAIN_S
             log.error("checkpoint %s was not saved: %s", save.name, save.standing[1])
         else:
+            self._again_s = None
             self.report(save.name, {**save.metrics, "score": score(save.goal, self.retention.direction)})
         return [save]
 
@@ -189,8 +222,11 @@ class Saver:
     def retire(self) -> None:
         """Delete what need not stay."""
         if self.ranks.is_first:
-            gone = CheckpointStore(self.run).retire(self.retention, self.attempt)
-            log.debug("checkpoints %s were retired", ", ".join(gone))
+            try:
+                gone = CheckpointStore(self.run).retire(self.retention, self.attempt)
+                log.debug("checkpoints %s were retired", ", ".join(gone))
+            except OSError as error:  # they are looked through again after the next save
+                log.warning("old checkpoints could not be deleted: %s", error)
 
     def _write(self, save: Save, state: tuple[Any, ...], manifest: Manifest) -> None:
         write_engine, weights, average, own, progress = state

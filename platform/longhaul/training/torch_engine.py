@@ -65,6 +65,8 @@ class TorchEngine:
         if self._clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+            if self._scaler.is_enabled():  # its overflow is its own affair: it skips the step and lowers its scale
+                norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
         set_rate(self._optimizer, rate)
         self._scaler.step(self._optimizer)
         self._scaler.update()

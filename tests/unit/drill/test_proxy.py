@@ -55,7 +55,7 @@ def test_large_bodies_pass_unchanged(proxy: Proxy) -> None:
 
 def test_in_an_outage_every_request_is_answered_with_503(proxy: Proxy) -> None:
     proxy.set("refuse")
-    status, body = _put(proxy, bytes(1_000_000))
+    status, body = _put(proxy, bytes(20_000_000))
     assert status == 503
     assert b"<Code>SlowDown</Code>" in body
     assert proxy.struck == 1

@@ -217,15 +217,21 @@ def test_data_that_are_broken_throughout_end_the_run() -> None:
     for n in range(1, 31):
         assert not climb(remedies, [nonfinite(100 * n)], limit=3)[0].give_up
         remedies.found()
-    (decision,) = climb(remedies, [nonfinite(9000)], limit=3)
+    (decision,) = climb(remedies, [nonfinite(3100)], limit=3)
     assert decision.give_up
     assert "the data are not in order" in decision.reason
 
 
 def test_a_bound_of_zero_lowers_at_once() -> None:
-    decisions = climb(Remedies(), [leap(9), leap(900), leap(9000)], limit=0)
+    decisions = climb(Remedies(), [leap(9), leap(90), leap(900)], limit=0)
     assert [d.give_up for d in decisions] == [False, False, True]
 
 
 def test_a_gradient_that_is_not_finite_says_so() -> None:
     assert str(Spike(step=3, loss=2.0, kind="nonfinite", grad_norm=INF)) == "step 3: the gradient's norm is inf"
+
+
+def test_a_spike_long_after_the_others_begins_the_ladder_anew() -> None:
+    """In 40 days there are some; they must not add up to the end of the run."""
+    decisions = climb(Remedies(), [leap(2000 * number) for number in range(1, 30)], limit=2)
+    assert not any(decision.give_up or decision.clip_norm for decision in decisions)

@@ -55,3 +55,10 @@ def test_what_is_no_fault_of_the_run_does_not_count_as_a_crash_loop(kind: Failur
 def test_a_users_mistake_is_never_retried_and_a_rollback_always() -> None:
     assert decide("user") == "it is not cured by a restart"
     assert decide("rollback", *[incident(60)] * 50) is None
+
+
+def test_what_has_ended_the_run_was_seen_to_and_does_not_count_again() -> None:
+    """Six in a row, the end; three days later, cured and started again, one lost worker is one lost worker."""
+    five = [incident(3 * DAY + 60.0 * i) for i in range(6, 1, -1)]
+    last = incident(3 * DAY).model_copy(update={"retried": False})
+    assert decide("lost", *five, last, saved_ago_s=4 * DAY) is None

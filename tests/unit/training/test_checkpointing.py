@@ -20,6 +20,7 @@ from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, load_weights
 from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training import saving
 from longhaul.training.engine import Engine, build_engine
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
@@ -300,3 +301,57 @@ def test_weights_come_from_the_average_and_are_checked(copied: RunDirectory, cap
             assert entry.name in caplog.text
     with pytest.raises(IntegrityError, match=r"ema\.safetensors"):
         load_weights(copied, "latest")
+
+
+def test_old_checkpoints_that_cannot_be_deleted_make_no_save_a_failure(
+    recipe: Recipe, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: CheckpointStore, *args: object) -> list[str]:
+        raise OSError("AWS Error SLOW_DOWN during DeleteObjects operation")
+
+    monkeypatch.setattr(CheckpointStore, "retire", away)
+    [save] = saver(resumer(recipe, copied)).save(Progress(step=9), {}, goal=0.5, permanent=False, wait=True)
+    assert save.standing == ("written", "")
+    assert CheckpointStore(copied).entries()[-1].step == 9
+
+
+def test_a_save_that_must_be_is_tried_again(recipe: Recipe, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, left = CheckpointStore.publish, [2]
+
+    def flaky(self: CheckpointStore, *args: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("AWS Error SLOW_DOWN during PutObject operation")
+        publish(self, *args)
+
+    monkeypatch.setattr(CheckpointStore, "publish", flaky)
+    monkeypatch.setattr(saving, "_PAUSES_S", (0.0, 0.0))
+    saves = saver(resumer(recipe, copied)).save(Progress(step=9), {}, goal=None, permanent=False, wait=True)
+    assert [save.standing[0] for save in saves] == ["failed", "failed", "written"]
+    left[0] = 3
+    with pytest.raises(OSError, match="step 10: no checkpoint could be written"):
+        saver(resumer(recipe, copied)).save(Progress(step=10), {}, goal=None, permanent=False, wait=True)
+
+
+def test_after_a_failed_save_another_is_owed(recipe: Recipe, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: CheckpointStore, *args: object) -> None:
+        raise OSError("away")
+
+    one = saver(resumer(recipe, copied))
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "publish", away)
+        patch.setattr(saving, "_AGAIN_S", 0.0)
+        one.save(Progress(step=9), {}, goal=None, permanent=False)
+        one.wait()
+        assert one.owes_one
+    one.save(Progress(step=9), {}, goal=None, permanent=False)
+    one.wait()
+    assert not one.owes_one
+
+
+@pytest.mark.parametrize("goal", [float("nan"), float("inf")])
+def test_a_goal_that_is_no_number_does_not_spoil_its_checkpoint(recipe: Recipe, copied: RunDirectory, goal: float) -> None:
+    saver(resumer(recipe, copied)).save(Progress(step=9), {}, goal=goal, permanent=False, wait=True)
+    store = CheckpointStore(copied)
+    assert (store.entries()[-1].step, store.entries()[-1].goal) == (9, None)
+    assert store.problems(store.entries()[-1].name) == []

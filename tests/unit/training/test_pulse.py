@@ -79,3 +79,14 @@ def test_a_second_notice_is_answered_as_the_first(clock: Clock) -> None:
         saves.append(beat(pulse, step).save)
         clock.now += 1.0
     assert saves == [True, False, True]
+
+
+def test_after_a_rollback_the_looks_go_on_at_once(clock: Clock) -> None:
+    pulse = Pulse(ALONE, every_s=2.0)
+    for step in range(1, 1001):
+        clock.now += 0.01
+        if pulse.due(step):
+            beat(pulse, step)
+    assert pulse.due(400)  # not only once the replay is where it was
+    beat(pulse, 400)
+    assert not pulse.due(400)

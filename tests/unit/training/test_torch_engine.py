@@ -183,3 +183,13 @@ def test_optimizer_options_are_the_recipes() -> None:
     adam = build_optimizer(OptimizerSection(name="adam", betas=(0.8, 0.9)), network())
     assert type(adam) is torch.optim.Adam
     assert adam.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_an_overflow_of_the_loss_scale_is_no_gradient_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16's scaler begins too high on purpose, skips the step and lowers its scale; no rollback is wanted for that."""
+    ours = engine(clip_norm=1.0)
+    ours._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    results = [ours.step([batches(1)[0]], lambda model, batch: 1e6 * loss(model, batch), 0.01) for _ in range(3)]
+    assert all(result.grad_norm is not None and torch.isfinite(result.grad_norm) for result in results)
+    assert all(torch.isfinite(parameter).all() for parameter in ours.module.parameters())
+    assert ours._scaler.get_scale() < 2.0**127
