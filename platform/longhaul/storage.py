@@ -27,6 +27,7 @@ from longhaul.errors import UserError
 _COPY_BYTES = 8 << 20
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}$")  # a local file that is still being written, or whose writer died
 _S3_CONNECT_TIMEOUT_S = 5.0
+_GONE = ("RESOURCE_NOT_FOUND", "NO_SUCH_KEY")
 _S3_REQUEST_TIMEOUT_S = 60.0
 _S3_ATTEMPTS = 5
 
@@ -124,7 +125,7 @@ class Storage:
         Raises:
             FileNotFoundError: there is none.
         """
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        with self._reading(name) as stream:
             return bytes(stream.read())
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -155,14 +156,14 @@ class Storage:
     def download(self, name: str, target: Path) -> None:
         """Copy the file `name` to the local path `target`, making its folder."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.filesystem.open_input_stream(self.path(name)) as src, target.open("wb") as out:
+        with self._reading(name) as src, target.open("wb") as out:
             while block := src.read(_COPY_BYTES):
                 out.write(block)
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a stored file, in hexadecimal, read in blocks."""
         digest = hashlib.sha256()
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        with self._reading(name) as stream:
             while block := stream.read(_COPY_BYTES):
                 digest.update(block)
         return digest.hexdigest()
@@ -180,6 +181,17 @@ class Storage:
         """Delete a folder and all below it; nothing happens where there is none."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path(name))
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
+        """A stream of a file; one that is deleted between the opening and the reading is missing too (S3 says otherwise)."""
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                yield stream
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and any(code in str(error) for code in _GONE):
+                raise FileNotFoundError(f"{self.uri}/{name}: was deleted meanwhile") from error
+            raise
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_a_short_drill_is_survived_and_leaves_nothing_behind(drills: Drills) -> 
 
 
 def test_a_run_that_ends_by_a_fault_fails_the_drill(drills: Drills) -> None:
-    fatal = ("--kinds", "nan-gradient", "--faults", "1", "--set", "training.steps=22", "--set", "resilience.max_rollbacks=0")
+    fatal = ("--kinds", "kill-worker", "--faults", "1", "--set", "training.steps=22", "--set", "resilience.budgets={lost: 0}")
     output, _ = (drill := drills.start(*fatal)).communicate()
     assert drill.returncode == 1, output
     assert [outcome["state"] for outcome in drills.found()["outcomes"]] == ["lost"]

@@ -209,3 +209,24 @@ def test_local_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     for uri in ("runs", Path("runs"), f"file://{tmp_path}/runs", "~/runs", "./x/../runs"):
         assert Storage.open(uri).uri == str(tmp_path / "runs")
+
+
+def test_a_file_that_is_deleted_between_opening_and_reading_is_missing(storage: Storage) -> None:
+    """As retention does it to somebody who has just listed the checkpoint. A local file that is open stays readable."""
+    storage.write_bytes("gone", b"content")
+    with storage._reading("gone") as stream:
+        storage.delete_file("gone")
+        if storage.is_local:
+            assert stream.read() == b"content"
+            return
+        with pytest.raises(OSError, match="RESOURCE_NOT_FOUND|NO_SUCH_KEY"):
+            stream.read()
+
+    def read_what_goes() -> None:
+        storage.write_bytes("gone", b"content")
+        with storage._reading("gone") as stream:
+            storage.delete_file("gone")
+            stream.read()
+
+    with pytest.raises(FileNotFoundError, match="was deleted meanwhile"):
+        read_what_goes()

@@ -100,7 +100,17 @@ class Strikes:
         return f"{self.proxy.struck - before} connections struck"
 
     def _damage(self, fault: Fault) -> str:
-        """Wait for a checkpoint to become complete, so that the next one is still far; damage it; kill a worker."""
+        """Damage the newest checkpoint, then kill a worker."""
+        while True:
+            try:
+                where = self._damage_newest(fault)
+            except FileNotFoundError:  # retention was quicker
+                continue
+            kill_process(self._worker(fault).pid)
+            return where
+
+    def _damage_newest(self, fault: Fault) -> str:
+        """Wait for a checkpoint to become complete, so that the next one is still far."""
         store = CheckpointStore(self.run)
         known = {entry.name for entry in store.entries()}
         self.until(lambda: any(entry.name not in known for entry in store.entries()), _PATIENCE_S)
@@ -116,5 +126,4 @@ class Strikes:
             bit = int(fault.chance * 8 * len(data))
             data[bit // 8] ^= 1 << bit % 8
         folder.write_bytes(file, bytes(data))
-        kill_process(self._worker(fault).pid)
         return f"{newest}/{file}"
