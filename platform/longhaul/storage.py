@@ -27,7 +27,6 @@ from longhaul.errors import UserError
 _COPY_BYTES = 8 << 20
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}$")  # a local file that is still being written, or whose writer died
 _S3_CONNECT_TIMEOUT_S = 5.0
-_GONE = ("RESOURCE_NOT_FOUND", "NO_SUCH_KEY")
 _S3_REQUEST_TIMEOUT_S = 60.0
 _S3_ATTEMPTS = 5
 
@@ -184,12 +183,17 @@ class Storage:
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[Any]:
-        """A stream of a file; one that is deleted between the opening and the reading is missing too (S3 says otherwise)."""
+        """A stream of a file; one that is deleted between the opening and the reading is missing too (S3 says anything)."""
         try:
             with self.filesystem.open_input_stream(self.path(name)) as stream:
                 yield stream
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if not isinstance(error, FileNotFoundError) and any(code in str(error) for code in _GONE):
+            gone = False
+            with contextlib.suppress(OSError):
+                gone = self.size(name) is None
+            if gone:
                 raise FileNotFoundError(f"{self.uri}/{name}: was deleted meanwhile") from error
             raise
 

