@@ -35,8 +35,10 @@ class Drills:
         command = [LONGHAUL, "drill", "jobs/recipes/classification/digits.yaml", "--report", str(self.report), *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # Whoever was started in the background by a shell ignores SIGINT, and so would the drill.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def found(self) -> dict[str, Any]:
         return json.loads(self.report.read_text())

@@ -52,10 +52,10 @@ def drill(
     except KeyboardInterrupt:
         console.print("stopped; nothing of the drill is left")
         raise typer.Exit(130) from None
+    console.print(report_table(found))
     where = report or f"{default_storage()}/drills/{prepared.recipe.name}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     folder, _, name = where.rpartition("/")
     Storage.open(folder or ".").write_bytes(name, (found.model_dump_json(indent=1) + "\n").encode())
-    console.print(report_table(found))
     console.print(f"report {where}")
     if found.folder is not None:
         console.print(f"kept {found.folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from textwrap import shorten
 from typing import Any
 
 from rich import box
@@ -16,6 +17,7 @@ from longhaul.insight.runs import RunDetail, RunRow
 from longhaul.resilience.accounting import Account
 
 _EVENTS = 12
+_WHAT = 60
 _WIDE = 110  # columns of a terminal that has room for every column of the list
 _BAR = 24
 _EIGHTHS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
@@ -107,7 +109,8 @@ def incident_table(costs: list[IncidentCost]) -> Table:
     for cost in costs:
         it = cost.incident
         rank = "-" if it.rank is None else str(it.rank)
-        table.add_row(str(it.number), _when(it.time_s), it.kind, rank, Text(it.what), f"{it.step:,}", *_price(cost))
+        when, what = _when(it.time_s)[5:], Text(shorten(it.what, _WHAT, placeholder=" ..."))  # its page has all of it
+        table.add_row(str(it.number), when, it.kind, rank, what, f"{it.step:,}", *_price(cost))
     return table
 
 

@@ -85,6 +85,8 @@ class Conductor:
                 except (RunEndedError, TimeoutError) as error:
                     outcome.state, outcome.note = "lost", f"{outcome.note}; {error}".lstrip("; ")
                     deaths += 1
+                    if disturbed.driver.ended == 0:
+                        outcome.state = "ahead"  # the run was over before it could tell
                     if disturbed.driver.ended == 0 or deaths == _MOST_DEATHS:
                         break
                     disturbed.again()
