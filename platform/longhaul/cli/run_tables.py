@@ -84,8 +84,8 @@ def run_detail(seen: RunDetail) -> Group:
     return Group(*parts)
 
 
-def ledger_table(spent: Account) -> Group:
-    """Where the time went, class by class."""
+def ledger_table(spent: Account, used: tuple[float, float | None] | None) -> Group:
+    """Where the time went, class by class; `used` is what `insight.goodput.utilisation` says."""
     table = Table("class", "time", "share", "", title="where the time went", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
     for name, ns in spent.classes.items():
@@ -97,6 +97,8 @@ def ledger_table(spent: Account) -> Group:
     table.add_row("all", duration_text(spent.total_ns / 1e9), f"{1:.1%}", "")
     rate = spent.samples_per_s
     speed = f", {number(rate)} samples a productive second" if rate is not None else ""
+    if used is not None:
+        speed += f", {used[0] / 1e12:.3g} TFLOP/s of the model's own" + (f" (MFU {used[1]:.1%})" if used[1] is not None else "")
     return Group(table, Text(f"goodput {spent.goodput:.2%}{speed}"))
 
 

@@ -61,14 +61,14 @@ def show(run: RunName, storage: Root = "runs") -> None:
       longhaul runs show s3://bucket/runs/digits
     """
     from longhaul.cli.run_tables import ledger_table, run_detail
-    from longhaul.insight.goodput import run_account
+    from longhaul.insight.goodput import run_account, utilisation
     from longhaul.insight.runs import describe_run, resolve_run
 
     console, directory = Console(soft_wrap=True, highlight=False), resolve_run(run, storage)
     console.print(run_detail(describe_run(directory)))
     spent = run_account(directory)
     if spent.total_ns:
-        console.print(ledger_table(spent))
+        console.print(ledger_table(spent, utilisation(directory, spent)))
 
 
 @app.command(name="incidents")

@@ -19,6 +19,8 @@ from longhaul.workloads import build
 TOLERANCE = 0.03
 """How far the final metric may be from the undisturbed run's where sums were rounded in another way: three points."""
 
+_ROUNDING = 1e-4
+
 
 def examine(conductor: Conductor, disturbed: History, twin: History, report: Report) -> None:
     """Put checks, results and ledger into the report."""
@@ -33,14 +35,13 @@ def examine(conductor: Conductor, disturbed: History, twin: History, report: Rep
         text = "; ".join(problems) or f"{prepared.steps} steps, each sample exactly once an epoch"
         report.checks.append(_check(f"sample stream ({name})", not problems, text))
     report.checks.append(_record(conductor))
-    changed = _first_change(run)
-    report.checks.append(_losses(run, other, changed))
+    changed = first_change(run)
+    report.checks.append(compare_losses(run, other, changed))
     report.results = {name: (summary.results[name], value) for name, value in expected.results.items() if name in summary.results}
     report.checks.append(_metric(report, expected.goal.replace("val/", "test/")))
     if changed is None:
-        report.checks.append(
-            _weights(run, other, set(dict(build(prepared.recipe).build_model(initial=False).named_parameters())))
-        )
+        parameters = {name for name, _ in build(prepared.recipe).build_model(initial=False).named_parameters()}
+        report.checks.append(compare_weights(run, other, parameters))
     total = account(read_ledger(run))
     report.ledger_s = {name: length / 1e9 for name, length in total.classes.items()}
     report.goodput = total.goodput
@@ -57,14 +58,14 @@ def _record(conductor: Conductor) -> Check:
     return _check("record", not silent, f"no trace of {', '.join(silent)}" if silent else "every fault has left its trace")
 
 
-def _first_change(run: RunDirectory) -> int | None:
+def first_change(run: RunDirectory) -> int | None:
     """The first step with another micro-batch; None where it stayed."""
     events = run.events().to_pylist()
     changes = [event["time_s"] for event in events if event["kind"] == memory.EVENT]
     return min((e["step"] for e in events if changes and e["kind"] == "resumed" and e["time_s"] > changes[0]), default=None)
 
 
-def _losses(run: RunDirectory, other: RunDirectory, changed: int | None) -> Check:
+def compare_losses(run: RunDirectory, other: RunDirectory, changed: int | None) -> Check:
     """Bit for bit: the loss of a step depends on all weights before it."""
     mine, expected = _loss_by_step(run), _loss_by_step(other)
     steps = sorted(step for step in mine.keys() & expected.keys() if changed is None or step <= changed)
@@ -89,7 +90,7 @@ def _metric(report: Report, goal: str) -> Check:
     return _check("final metric", abs(mine - expected) <= TOLERANCE * max(1.0, abs(expected)), text)
 
 
-def _weights(run: RunDirectory, other: RunDirectory, parameters: set[str]) -> Check:
+def compare_weights(run: RunDirectory, other: RunDirectory, parameters: set[str]) -> Check:
     """Parameters bit for bit; buffers (batch norm's statistics) as well, but for the rounding of extra saves.
 
     Each save makes the ranks' buffers their mean, so a save more (at a notice) rounds them in another way; no parameter
@@ -106,8 +107,10 @@ def _weights(run: RunDirectory, other: RunDirectory, parameters: set[str]) -> Ch
     furthest = max(distances.values(), default=0.0)
     if different:
         return _check("final weights", False, f"{len(different)} of {len(parameters)} parameters differ, such as {different[0]}")
-    buffers = "and buffers " if furthest == 0 else f"; buffers within {furthest:.1e} "
-    return _check("final weights", furthest < 1e-4, f"{len(parameters)} parameters {buffers}equal bit for bit".replace(" ;", ";"))
+    text = f"{len(parameters)} parameters and {len(distances)} buffers equal bit for bit"
+    if furthest:
+        text = f"{len(parameters)} parameters equal bit for bit, {len(distances)} buffers within {furthest:.1e} of their largest"
+    return _check("final weights", furthest < _ROUNDING, text)
 
 
 def _distance(mine: Tensor, expected: Tensor) -> float:

@@ -15,6 +15,17 @@ from longhaul.resilience.run_directory import RunDirectory
 
 LOST: tuple[TimeClass, ...] = ("hung", "startup", "waiting", "recomputed")
 """The classes of time that an incident costs."""
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Dense fp16 or bf16 operations a second, from NVIDIA's data sheets; the first name that a device's holds counts."""
 _BACK = ("resumed", "rollback", "started")
 
 
@@ -40,6 +51,21 @@ def run_account(run: RunDirectory, *, now_s: float | None = None) -> Account:
     now = time.time() if now_s is None else now_s
     goes = run_row(run, now_s=now).status == "running"
     return account(read_ledger(run), until_ns=int(now * 1e9) if goes else None)
+
+
+def utilisation(run: RunDirectory, spent: Account) -> tuple[float, float | None] | None:
+    """What the model's own operations came to in productive time; None where they could not be counted.
+
+    Returns:
+        (operations a second of all workers, their share of what the devices could do at most: MFU, or None on a device whose
+        peak is not known here)
+    """
+    summary = run.summary()
+    if summary.flops_per_sample is None or spent.samples_per_s is None:
+        return None
+    done = summary.flops_per_sample * spent.samples_per_s
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in summary.device), None)
+    return done, None if peak is None or not summary.workers else done / (peak * summary.workers)
 
 
 def incident_costs(run: RunDirectory, *, now_s: float | None = None) -> list[IncidentCost]:

@@ -49,6 +49,8 @@ class Summary(BaseModel):
         best: the goal's best value, and the checkpoint and step where it was reached.
         results: final metrics on the test split, such as `test/top1`.
         error: why the run failed, in one line.
+        flops_per_sample: operations of forward and backward for one sample, where they could be counted.
+        device, workers: the kind of device that each worker has, such as `NVIDIA H200` or `cpu`, and how many there are.
     """
 
     # A diverged run's NaN must come back as a NaN; JSON has none, and pydantic's default (null) would not read back.
@@ -70,6 +72,9 @@ class Summary(BaseModel):
     best_checkpoint: str | None = None
     results: dict[str, float] = {}
     error: str | None = None
+    flops_per_sample: float | None = None
+    device: str = ""
+    workers: int = 0
 
 
 @dataclass(frozen=True)

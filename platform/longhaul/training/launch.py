@@ -26,6 +26,7 @@ from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_policy
 from longhaul.training.failures import DriverLedger, RunFailurePolicy, ended_by
+from longhaul.training.flops import flops_per_sample
 from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
 from longhaul.training.report import rebuild_snapshot
@@ -87,6 +88,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
         answered(run)  # whatever was asked of the run before: training it is asked for now
         _note_a_dead_driver(run)
         mark(run, "began", segment=run.summary().segment)
+        _count_operations(recipe, run)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
         if recipe.scaling.elastic:
@@ -123,6 +125,13 @@ def check(recipe: Recipe) -> None:
         if gate is not None and gate.metric not in measured:
             fix = f"Give one of {', '.join(measured)}"
             raise UserError(f"phases[{place}].gate.metric {gate.metric!r}: is not measured", fix)
+
+
+def _count_operations(recipe: Recipe, run: RunDirectory) -> None:
+    """Once a run; of one with phases, which differ, none is told."""
+    summary = run.summary()
+    if summary.flops_per_sample is None and not recipe.phases:
+        run.write_summary(summary.model_copy(update={"flops_per_sample": flops_per_sample(build(recipe))}))
 
 
 def _note_a_dead_driver(run: RunDirectory) -> None:

@@ -305,6 +305,8 @@ def begin_record(trainer: Beginner, progress: Progress, course: Course, plan: Ba
         "goal": f"val/{goal.metric}",
         "goal_direction": goal.direction,
         "started_s": old.started_s or time.time(),
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type,
+        "workers": ranks.world_size,
         "total_steps": progress.first_step + course.total_steps,
         "best": best.goal if best else None,
         "best_step": best.step if best else None,

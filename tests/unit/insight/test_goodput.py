@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from longhaul.cli.main import app
 from longhaul.errors import UserError
-from longhaul.insight.goodput import incident_cost, incident_costs, run_account
+from longhaul.insight.goodput import incident_cost, incident_costs, run_account, utilisation
 from longhaul.insight.runs import list_runs
 from longhaul.resilience.incidents import Incident
 from longhaul.resilience.ledger import Span, State, TimeClass, ledger_writer, span_row
@@ -197,3 +197,23 @@ def test_an_end_on_request_is_an_end_for_list_and_watch(make_run: MakeRun, root:
     code, text = call(root, "watch", "a")
     assert code == 0
     assert status in text
+
+
+@pytest.mark.parametrize(("device", "share"), [("NVIDIA A100-SXM4-40GB", 0.25), ("NVIDIA L40S", 78e12 / 362e12), ("cpu", None)])
+def test_utilisation_is_the_models_own_operations_over_what_the_devices_could_do(
+    make_run: MakeRun, device: str, share: float | None
+) -> None:
+    """800 samples in 10 productive seconds on 4 workers, 3.9 TFLOP each: 312 TFLOP/s, 78 a worker."""
+    run = make_run("busy")
+    span(run, 1, 0, 100, productive=10, startup=30)
+    run.write_summary(run.summary().model_copy(update={"flops_per_sample": 3.9e12, "device": device, "workers": 4}))
+    used = utilisation(run, run_account(run))
+    assert used is not None
+    assert used[0] == pytest.approx(312e12)
+    assert used[1] == (None if share is None else pytest.approx(share))
+
+
+def test_without_a_count_of_operations_there_is_no_utilisation(make_run: MakeRun) -> None:
+    run = make_run("plain")
+    span(run, 1, 0, 100, productive=10)
+    assert utilisation(run, run_account(run)) is None
