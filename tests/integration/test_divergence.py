@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from carried import carried
 
 from longhaul.data.order import SampleOrder
 from longhaul.recipe import Recipe, load
@@ -28,19 +26,6 @@ OPTIONS = ["training.epochs=null", f"training.steps={STEPS}", "checkpoints.every
 PLACES = (64 * 2 + 11, 64 * 2 + 40, 64 * 11 + 3)  # two in step 3, one of each rank; one in step 12
 
 
-def _poison() -> Any:
-    import ray.cloudpickle
-
-    spec = importlib.util.spec_from_file_location("longhaul_test_poison", Path(__file__).with_name("poison.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    ray.cloudpickle.register_pickle_by_value(module)
-    return module
-
-
 def _recipe(engine: str, *more: str) -> Recipe:
     return load(DIGITS, [*OPTIONS, f"training.engine={engine}", "model.drop_rate=0.1", *more])
 
@@ -54,7 +39,7 @@ def _order(recipe: Recipe, ids: list[str]) -> tuple[SampleOrder, list[str]]:
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory]:
     """`train(name, recipe, poisoned, nan_at)`: the run, whose notes lie beside it."""
-    storage, poison = tmp_path_factory.mktemp("runs"), _poison()
+    storage, poison = tmp_path_factory.mktemp("runs"), carried(Path(__file__).with_name("poison.py"))
 
     @cache
     def go(name: str, recipe: Recipe, poisoned: tuple[str, ...] = (), nan_at: int = 0) -> RunDirectory:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from carried import carried
 
 from longhaul.recipe import Recipe, load
 from longhaul.recipe.phases import resolve
@@ -27,19 +26,6 @@ PHASES = """phases=[
 OPTIONS = ["training.epochs=null", "training.steps=1", "checkpoints.every=2 steps", "tracking.log_every=1 step"]
 
 
-def _faults() -> Any:
-    import ray.cloudpickle
-
-    spec = importlib.util.spec_from_file_location("longhaul_test_phase_faults", Path(__file__).with_name("phase_faults.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    ray.cloudpickle.register_pickle_by_value(module)
-    return module
-
-
 def _train(root: Path, name: str, recipe: Recipe, dress: Any = None) -> RunDirectory:
     from longhaul.training.launch import fit
     from longhaul.training.ray_worker import train_worker
@@ -54,7 +40,9 @@ def test_a_run_killed_in_its_second_phase_ends_bitwise_where_the_straight_one_do
     recipe = load(DIGITS, [*OPTIONS, PHASES, f"training.engine={engine}"])
     straight = _train(tmp_path, "straight", recipe)
     size = len(build(resolve(recipe)[1]).splits.train)
-    dress = partial(_faults().killed_on_the_whole_data, size, 5, str(tmp_path / "marker"))  # the first call is the preflight's
+    dress = partial(
+        carried(Path(__file__).with_name("phase_faults.py")).killed_on_the_whole_data, size, 5, str(tmp_path / "marker")
+    )  # the first call is the preflight's
     killed = _train(tmp_path, "killed", recipe, dress)
     assert (tmp_path / "marker").exists()
     assert killed.summary().status == straight.summary().status == "finished"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from carried import carried
 
 from longhaul.recipe import Recipe, load
 from longhaul.resilience.checkpoint import CheckpointStore, load_weights
@@ -22,20 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "digits.yaml"
 ENGINES = ["torch", "zero1", "zero2", "zero3"]
 TWENTY_STEPS = ["training.epochs=null", "training.steps=20", "tracking.log_every=1 step", "checkpoints.every=5 steps"]
-
-
-def _faults() -> Any:
-    """The faults module, pickled by value into the workers, which cannot import the tests."""
-    import ray.cloudpickle
-
-    spec = importlib.util.spec_from_file_location("longhaul_test_faults", Path(__file__).with_name("faults.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    ray.cloudpickle.register_pickle_by_value(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +75,7 @@ def test_the_engines_compute_the_same_losses(straight: Callable[[str], RunDirect
 def test_a_run_killed_in_mid_epoch_ends_bitwise_where_the_straight_one_does(
     straight: Callable[[str], RunDirectory], storage: str, tmp_path: Path, engine: str
 ) -> None:
-    kill = partial(_faults().killed_at_call, 13, 1, str(tmp_path / "killed"))
+    kill = partial(carried(Path(__file__).with_name("faults.py")).killed_at_call, 13, 1, str(tmp_path / "killed"))
     run = _train(storage, f"killed-{engine}", engine, train_function=kill)
     assert (tmp_path / "killed").exists()
     resumed = [event for event in run.events().to_pylist() if event["kind"] == "resumed"]
@@ -105,7 +90,7 @@ def test_with_the_cursor_ignored_the_comparison_fails(
     straight: Callable[[str], RunDirectory], storage: str, tmp_path: Path
 ) -> None:
     """The negative control of the test above: the same kill and resume, but the data begin again."""
-    kill = partial(_faults().cursor_ignored, 13, 1, str(tmp_path / "killed"))
+    kill = partial(carried(Path(__file__).with_name("faults.py")).cursor_ignored, 13, 1, str(tmp_path / "killed"))
     run = _train(storage, "control", "torch", train_function=kill)
     mine, expected = _weights(run), _weights(straight("torch"))
     assert any(not torch.equal(mine[name], expected[name]) for name in expected)
