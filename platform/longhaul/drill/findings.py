@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from longhaul.drill.conductor import DISTURBED, TWIN, Conductor
-from longhaul.drill.history import History, stream_problems
+from longhaul.drill.history import History, Start, final_batches, stream_problems
 from longhaul.drill.report import Check, Report
 from longhaul.errors import IntegrityError
 from longhaul.resilience.accounting import account
@@ -31,7 +31,8 @@ def examine(conductor: Conductor, disturbed: History, twin: History, report: Rep
     batch = prepared.recipe.training.global_batch
     for name, history in ((DISTURBED, disturbed), (TWIN, twin)):
         history.read()
-        problems = stream_problems(history.passes, prepared.order, prepared.positions, batch)
+        batches = final_batches(history.passes, _starts(conductor.directory(name)), batch)
+        problems = stream_problems(batches, prepared.order, prepared.steps, batch)
         text = "; ".join(problems) or f"{prepared.steps} steps, each sample exactly once an epoch"
         report.checks.append(_check(f"sample stream ({name})", not problems, text))
     report.checks.append(_record(conductor))
@@ -50,6 +51,11 @@ def examine(conductor: Conductor, disturbed: History, twin: History, report: Rep
 
 def _check(name: str, passed: bool, finding: str) -> Check:
     return Check(name=name, passed=passed, finding=finding)
+
+
+def _starts(run: RunDirectory) -> list[Start]:
+    kinds = ("started", "resumed", "rollback")
+    return [Start(event["time_s"], event["step"]) for event in run.events().to_pylist() if event["kind"] in kinds]
 
 
 def _record(conductor: Conductor) -> Check:

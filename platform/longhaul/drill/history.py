@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ class Pass:
     """One forward pass of one rank."""
 
     line: Line
+    worker: Worker
     note: Note
 
 
@@ -60,13 +62,13 @@ class History:
                 data = stream.read()
             whole = data[: data.rfind(b"\n") + 1]
             lines = whole.splitlines()
+            attempt, rank = map(int, path.stem.split("-"))
             if lines and not self._offsets.get(path):
-                worker = Worker.model_validate_json(lines.pop(0))
-                self.workers[worker.attempt, worker.rank] = worker
+                self.workers[attempt, rank] = Worker.model_validate_json(lines.pop(0))
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            attempt = int(path.name.split("-")[0])
-            notes = [Note.model_validate_json(line) for line in lines]
-            new += [Pass((attempt, note.turn), note) for note in notes]
+            for line in lines:
+                note = Note.model_validate_json(line)
+                new.append(Pass((attempt, note.turn), self.workers[attempt, rank], note))
         for found in sorted(new, key=lambda found: found.note.time_s):
             self._take(found)
 
@@ -113,61 +115,65 @@ class History:
         return max(until_s - since_s - gained, 0.0)
 
 
-@dataclass
-class Stream:
-    """The samples on the line of history that the final weights come from.
+@dataclass(frozen=True)
+class Start:
+    """The run's own word: from this moment on it goes on from `step`."""
 
-    Attributes:
-        indices: by position.
-        twice: positions that one and the same line has read twice.
+    time_s: float
+    step: int
+
+
+Batches = dict[int, list[tuple[int, int]]]
+"""By step, from 0: the (position, index) of its samples, ascending."""
+
+
+def final_batches(passes: list[Pass], starts: list[Start], batch: int) -> Batches:
+    """What each step read, on the line of history that the final weights come from.
+
+    A line goes on from the step that the run itself has named, and takes the place of all that former ones did from there on.
     """
-
-    indices: dict[int, int]
-    twice: set[int]
-
-
-def final_stream(passes: list[Pass]) -> Stream:
-    """A line that begins at some position takes the place of all that former ones read from there on."""
-    lines: dict[Line, list[Note]] = {}
+    lines: dict[Line, list[Pass]] = {}
     for found in passes:
-        lines.setdefault(found.line, []).append(found.note)
-    indices: dict[int, int] = {}
-    twice: set[int] = set()
+        lines.setdefault(found.line, []).append(found)
+    batches: Batches = {}
     for line in sorted(lines):
-        begin = min(min(note.positions) for note in lines[line])
-        indices = {position: index for position, index in indices.items() if position < begin}
-        twice = {position for position in twice if position < begin}
-        for note in lines[line]:
-            twice |= indices.keys() & set(note.positions)
-            indices.update(zip(note.positions, note.indices, strict=True))
-    return Stream(indices, twice)
+        here = sorted(lines[line], key=lambda found: found.note.time_s)
+        # Rank 0 writes the run's record before its own first pass; others may be a moment ahead of it.
+        first_s = next((found.note.time_s for found in here if found.worker.rank == 0), None)
+        if first_s is None:
+            continue  # rank 0 has died before it: no step was completed
+        begin = max((start.time_s, start.step) for start in [Start(0.0, 0), *starts] if start.time_s <= first_s)[1]
+        batches = {step: samples for step, samples in batches.items() if step < begin}
+        read: Counter[int] = Counter()
+        for found in here:
+            rank, size, note = found.worker.rank, found.worker.world_size, found.note
+            step = begin + read[rank] // (batch // size)
+            read[rank] += len(note.indices)
+            batches[step] = sorted([*batches.get(step, []), *zip(note.positions, note.indices, strict=True)])
+    return batches
 
 
-def stream_problems(passes: list[Pass], order: SampleOrder, total: int, batch: int) -> list[str]:
+def stream_problems(batches: Batches, order: SampleOrder, steps: int, batch: int) -> list[str]:
     """What is wrong with the samples that a run saw; empty where each came exactly once an epoch, in its turn.
 
     Args:
-        passes: all forward passes of training.
+        batches: what its steps have read.
         order: of the run, with the excluded samples.
-        total: the run's length in positions.
+        steps: its length.
         batch: samples a step.
     """
-    expected: dict[int, int] = {}
-    cursor = 0
-    while cursor < total:
+    cursor, expected = 0, {}
+    for step in range(steps):
         stretch = order.take(cursor, batch)
-        expected.update(zip(stretch.positions.tolist(), stretch.indices.tolist(), strict=True))
+        expected[step] = list(zip(stretch.positions.tolist(), stretch.indices.tolist(), strict=True))
         cursor = stretch.cursor
-    stream = final_stream(passes)
-    seen = stream.indices
-    findings = {
-        "never seen": expected.keys() - seen.keys(),
-        "seen though it should not be": seen.keys() - expected.keys(),
-        "another sample": {p for p in expected.keys() & seen.keys() if expected[p] != seen[p]},
-        "seen twice": stream.twice,
-    }
-    return [
-        f"{what}: {len(positions)} positions, the first is {min(positions)} (step {min(positions) // batch + 1})"
-        for what, positions in findings.items()
-        if positions
-    ]
+    wrong = [step + 1 for step in sorted(expected.keys() | batches.keys()) if batches.get(step) != expected.get(step)]
+    if not wrong:
+        return []
+    seen = Counter(sample for samples in batches.values() for sample in samples)
+    due = Counter(sample for samples in expected.values() for sample in samples)
+    never, twice = due - seen, seen - due
+    found = [f"{len(wrong)} steps saw other samples than their own, the first is step {wrong[0]}"]
+    found += [f"{never.total()} samples were not seen in their turn"] if never else []
+    found += [f"{twice.total()} were seen once more, or out of turn"] if twice else []
+    return found

@@ -25,8 +25,7 @@ class Preparation:
         overrides: what the drill changed about the recipe, then what the user did.
         faults: the schedule.
         order: of the samples that make both runs' final weights.
-        positions: the length of the runs in positions.
-        steps: the same in steps.
+        steps: the length of the runs.
     """
 
     recipe: Recipe
@@ -34,7 +33,6 @@ class Preparation:
     overrides: list[str]
     faults: list[Fault]
     order: SampleOrder
-    positions: int
     steps: int
 
 
@@ -83,7 +81,7 @@ def prepare(path: Path, overrides: Sequence[str], faults: int, seed: int, kinds:
     without = [*recipe.data.excluded, *(train.ids[index] for index in poisoned)]
     twin = recipe.model_copy(update={"data": recipe.data.model_copy(update={"excluded": tuple(without)})})
     final = SampleOrder(len(train), train.fingerprint, recipe.seed, excluded=order.excluded | set(poisoned))
-    return Preparation(recipe, twin, every, found, final, course.total_samples, course.total_steps)
+    return Preparation(recipe, twin, every, found, final, course.total_steps)
 
 
 def _checked(kinds: Sequence[str]) -> list[Kind]:

@@ -8,7 +8,7 @@ import pytest
 
 from longhaul.data.order import SampleOrder
 from longhaul.drill.board import Note, Worker
-from longhaul.drill.history import History, stream_problems
+from longhaul.drill.history import History, Start, final_batches, stream_problems
 
 BATCH, RANKS, STEPS = 8, 2, 10
 ORDER = SampleOrder(30, "notes", 1)
@@ -19,21 +19,28 @@ class Notes:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.now_s, self.attempt = folder, 1000.0, 0
+        self.starts: list[Start] = []
 
-    def start(self) -> None:
+    def start(self, step: int = 0) -> None:
         self.attempt += 1
         self.turn = 0
+        self.starts.append(Start(self.now_s - 0.5, step))
         for rank in range(RANKS):
             self._write(rank, Worker(attempt=self.attempt, rank=rank, world_size=RANKS, pid=rank, node="n").model_dump_json())
 
-    def step(self, number: int, order: SampleOrder = ORDER, ranks: tuple[int, ...] = (0, 1)) -> None:
-        """Step `number` from 0, at the positions that follow those of the steps before."""
+    def step(
+        self, number: int, order: SampleOrder = ORDER, *, ranks: tuple[int, ...] = (0, 1), shares: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Step `number` from 0, at the positions that follow those of the steps before; each of `ranks` reads its share."""
         cursor = 0
         for _ in range(number):
             cursor = order.take(cursor, BATCH).cursor
         stretch = order.take(cursor, BATCH)
         for rank in ranks:
-            positions, indices = stretch.positions[rank::RANKS].tolist(), stretch.indices[rank::RANKS].tolist()
+            positions, indices = (
+                stretch.positions[shares[rank] :: RANKS].tolist(),
+                stretch.indices[shares[rank] :: RANKS].tolist(),
+            )
             note = Note(time_s=self.now_s, pause_s=0.5, turn=self.turn, positions=positions, indices=indices)
             self._write(rank, note.model_dump_json())
         self.now_s += 1.0
@@ -55,7 +62,8 @@ def _history(notes: Notes) -> History:
 
 
 def _problems(notes: Notes, order: SampleOrder = ORDER) -> list[str]:
-    return stream_problems(_history(notes).passes, order, STEPS * BATCH, BATCH)
+    batches = final_batches(_history(notes).passes, notes.starts, BATCH)
+    return stream_problems(batches, order, STEPS, BATCH)
 
 
 def test_a_straight_run_has_seen_each_sample_in_its_turn(notes: Notes) -> None:
@@ -70,11 +78,11 @@ def test_what_a_killed_attempt_read_behind_its_last_checkpoint_does_not_count(no
     for step in range(6):
         notes.step(step)
     notes.step(6, ranks=(0,))  # rank 1 was killed in it
-    notes.start()
+    notes.start(4)
     for step in range(4, STEPS):
         notes.step(step)
+    assert _problems(notes) == []
     history = _history(notes)
-    assert stream_problems(history.passes, ORDER, STEPS * BATCH, BATCH) == []
     assert history.lost_steps((1, 0), (2, 0)) == 3
     assert history.recovered_s((1, 0)) == 1010.0  # 3 s of doing again, from 1007 on
     assert history.lost_seconds(1007.0, 1010.0) == 2.0  # a step takes 1 s, and one was new
@@ -86,23 +94,62 @@ def test_a_rollback_with_an_excluded_sample_counts_as_the_run_without_it(notes: 
     for step in range(3):
         notes.step(step)
     notes.turn = 1
+    notes.starts.append(Start(notes.now_s - 0.5, 1))
     for step in range(1, STEPS):
         notes.step(step, without)
     assert _problems(notes, without) == []
     assert _problems(notes) != []
 
 
+def test_a_resume_behind_its_checkpoint_is_found_although_a_lost_attempt_had_read_what_it_skips(notes: Notes) -> None:
+    notes.start()
+    for step in range(6):
+        notes.step(step)
+    notes.start(4)
+    for step in range(5, STEPS):
+        notes.step(step)
+    assert _problems(notes) == [
+        "6 steps saw other samples than their own, the first is step 5",
+        "8 samples were not seen in their turn",
+    ]
+
+
+def test_a_rank_that_is_ahead_of_the_runs_record_does_not_count_as_an_earlier_line(notes: Notes) -> None:
+    notes.start()
+    for step in range(6):
+        notes.step(step)
+    notes.start(4)
+    notes.starts.pop()
+    notes.step(4, ranks=(1,))  # rank 0 was killed before it wrote anything
+    notes.start(4)
+    notes.starts[-1] = Start(notes.now_s + 0.5, 4)  # after rank 1's first pass, before that of rank 0
+    notes.step(4, ranks=(1,))
+    notes.step(4, ranks=(0,))
+    for step in range(5, STEPS):
+        notes.step(step)
+    assert _problems(notes) == []
+
+
 def test_skipped_repeated_and_foreign_samples_are_found(notes: Notes) -> None:
-    other = SampleOrder(30, "notes", 2)
+    notes.start()
+    for step in [0, 1, 2, 3, 3, 5, 6, 7, 8]:
+        notes.step(step)
+    notes.step(9, SampleOrder(30, "notes", 2))
+    assert _problems(notes) == [
+        "2 steps saw other samples than their own, the first is step 5",
+        "16 samples were not seen in their turn",
+        "16 were seen once more, or out of turn",
+    ]
+
+
+def test_samples_that_two_ranks_read_are_found(notes: Notes) -> None:
     notes.start()
     for step in range(STEPS):
-        if step != 3:  # the cursor was lost
-            notes.step(step, other if step == 7 else ORDER)
-    notes.step(5)
+        notes.step(step, shares=(0, 0) if step == 4 else (0, 1))
     assert _problems(notes) == [
-        "never seen: 8 positions, the first is 24 (step 4)",
-        "another sample: 6 positions, the first is 56 (step 8)",  # two of the eight are the same by chance
-        "seen twice: 8 positions, the first is 40 (step 6)",
+        "1 steps saw other samples than their own, the first is step 5",
+        "4 samples were not seen in their turn",
+        "4 were seen once more, or out of turn",
     ]
 
 
