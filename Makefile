@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint format bench demo constraints clean
+.PHONY: help setup test test-all test-fast lint format bench demo constraints clean
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
@@ -24,7 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: setup ## Run all tests
+test: setup ## Run the tests
+	$(BIN)/python -m pytest -m "not exhaustive" --durations=20
+
+test-all: setup ## Run the tests on every engine and ZeRO stage, too (about twice the time)
 	$(BIN)/python -m pytest
 
 test-fast: setup ## Run the tests that take less than about 20 seconds each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,3 +127,9 @@ def _write_linear(file: Path, seed: int) -> None:
         [numpy_helper.from_array(weights, "weights")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once why a test failed: a run that is cut off by its time limit never comes to its summary."""
+    if report.failed:
+        print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stderr__, flush=True)

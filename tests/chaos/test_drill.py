@@ -79,6 +79,7 @@ def test_a_short_drill_is_survived_and_leaves_nothing_behind(drills: Drills) -> 
     assert drills.left() == []
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_ends_by_a_fault_fails_the_drill(drills: Drills) -> None:
     fatal = ("--kinds", "kill-worker", "--faults", "1", "--set", "training.steps=22", "--set", "resilience.budgets={lost: 0}")
     output, _ = (drill := drills.start(*fatal)).communicate()
@@ -87,6 +88,7 @@ def test_a_run_that_ends_by_a_fault_fails_the_drill(drills: Drills) -> None:
     assert "0 of 1 faults survived" in output
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_drill_leaves_nothing_behind(drills: Drills) -> None:
     drill = drills.start("--kinds", "kill-worker", "--faults", "1")
     assert drill.stdout is not None

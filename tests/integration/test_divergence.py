@@ -78,7 +78,7 @@ def _stream(run: RunDirectory) -> list[int]:
     return [seen[at] for at in sorted(seen)]
 
 
-@pytest.mark.parametrize("engine", ["torch", "zero3"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("zero3", marks=pytest.mark.exhaustive)])
 def test_poisoned_samples_are_found_and_left_out_exactly_those(train: Callable[..., RunDirectory], engine: str) -> None:
     """Weights and losses are bit by bit those of a run that never had them; so is the order of all other samples."""
     order, ids = _order(_recipe(engine), [])
@@ -94,6 +94,7 @@ def test_poisoned_samples_are_found_and_left_out_exactly_those(train: Callable[.
     assert _stream(run) == _stream(clean) == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ["torch"])
 def test_a_nan_gradient_that_comes_once_costs_a_rollback_and_no_sample(train: Callable[..., RunDirectory], engine: str) -> None:
     """On one rank, in step 8: the run goes back to step 5, and ends bit by bit where the undisturbed one does."""
@@ -107,6 +108,7 @@ def test_a_nan_gradient_that_comes_once_costs_a_rollback_and_no_sample(train: Ca
     assert _stream(run) == _stream(straight) == expected
 
 
+@pytest.mark.exhaustive
 def test_without_the_exclusion_the_weights_are_others(train: Callable[..., RunDirectory]) -> None:
     """The negative control of the comparisons."""
     order, ids = _order(_recipe("torch"), [])

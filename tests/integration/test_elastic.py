@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("elastic_run.py")
 PLATFORM = Path(__file__).parents[2] / "platform"
 BATCH, MICRO_BATCH, STEPS = 32, 16, 60
-STAGES = ["zero1", "zero2", "zero3"]
+STAGES = ["zero1", *(pytest.param(stage, marks=pytest.mark.exhaustive) for stage in ("zero2", "zero3"))]
 Outcome = Callable[[str, str], Path]
 
 
@@ -119,6 +119,7 @@ def test_a_node_killed_and_one_added_in_mid_epoch_change_nothing(outcome: Outcom
     assert others[STEPS] < 0.9 * others[1]  # it learns: equal constants would agree as well
 
 
+@pytest.mark.exhaustive
 def test_a_node_taken_away_with_a_notice_costs_almost_nothing(outcome: Outcome) -> None:
     """A checkpoint at the notice, another close to the deadline; the group goes on with one worker from the later."""
     root = outcome("drain", "zero1")

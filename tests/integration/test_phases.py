@@ -35,20 +35,20 @@ def _train(root: Path, name: str, recipe: Recipe, dress: Any = None) -> RunDirec
     return run
 
 
-@pytest.mark.parametrize("engine", ["torch", "zero2"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("zero2", marks=pytest.mark.exhaustive)])
 def test_a_run_killed_in_its_second_phase_ends_bitwise_where_the_straight_one_does(tmp_path: Path, engine: str) -> None:
     recipe = load(DIGITS, [*OPTIONS, PHASES, f"training.engine={engine}"])
     straight = _train(tmp_path, "straight", recipe)
     size = len(build(resolve(recipe)[1]).splits.train)
     dress = partial(
-        carried(Path(__file__).with_name("phase_faults.py")).killed_on_the_whole_data, size, 5, str(tmp_path / "marker")
+        carried(Path(__file__).with_name("phase_faults.py")).killed_on_the_whole_data, size, 7, str(tmp_path / "marker")
     )  # the first call is the preflight's
     killed = _train(tmp_path, "killed", recipe, dress)
     assert (tmp_path / "marker").exists()
     assert killed.summary().status == straight.summary().status == "finished"
     assert killed.summary().step == straight.summary().step == 10
     resumed = [event["step"] for event in killed.events().to_pylist() if event["kind"] == "resumed"]
-    assert resumed == [6]
+    assert resumed in ([6], [8])  # inside the phase; the kill came in step 10, when the save of step 8 was under way
     assert {(entry.phase, entry.step) for entry in CheckpointStore(killed).entries()} >= {(0, 4), (1, 10)}
     mine, expected = load_weights(killed, "latest").state, load_weights(straight, "latest").state
     assert mine.keys() == expected.keys()

@@ -19,7 +19,7 @@ from longhaul.resilience.run_directory import RunDirectory
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "digits.yaml"
-ENGINES = ["torch", "zero1", "zero2", "zero3"]
+ENGINES = ["torch", "zero2", *(pytest.param(stage, marks=pytest.mark.exhaustive) for stage in ("zero1", "zero3"))]
 TWENTY_STEPS = ["training.epochs=null", "training.steps=20", "tracking.log_every=1 step", "checkpoints.every=5 steps"]
 
 
@@ -79,13 +79,15 @@ def test_a_run_killed_in_mid_epoch_ends_bitwise_where_the_straight_one_does(
     run = _train(storage, f"killed-{engine}", engine, train_function=kill)
     assert (tmp_path / "killed").exists()
     resumed = [event for event in run.events().to_pylist() if event["kind"] == "resumed"]
-    assert [event["step"] for event in resumed] == [10]  # step 12 was done; 10 is the newest checkpoint, inside epoch 1 of 18
+    # Step 12 was done, in epoch 1 of 18; the save of step 10 was perhaps still under way.
+    assert [event["step"] for event in resumed] in ([5], [10])
     mine, expected = _weights(run), _weights(straight(engine))
     assert mine.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(mine[name], expected[name])] == []
     np.testing.assert_array_equal(_series(run, "train/loss"), _series(straight(engine), "train/loss"))
 
 
+@pytest.mark.exhaustive
 def test_with_the_cursor_ignored_the_comparison_fails(
     straight: Callable[[str], RunDirectory], storage: str, tmp_path: Path
 ) -> None:
