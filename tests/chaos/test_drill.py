@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from interruptible import interruptible
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +34,11 @@ class Drills:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [LONGHAUL, "drill", "jobs/recipes/classification/digits.yaml", "--report", str(self.report), *arguments]
-        pipe = subprocess.PIPE
+        pipe, output = subprocess.PIPE, subprocess.STDOUT
+        command = interruptible(*command)
         return subprocess.Popen(
-            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            # Whoever was started in the background by a shell ignores SIGINT, and so would the drill.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=output, text=True, start_new_session=True
+        )
 
     def found(self) -> dict[str, Any]:
         return json.loads(self.report.read_text())

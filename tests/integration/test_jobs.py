@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interruptible import interruptible
 
 pytestmark = pytest.mark.slow
 
@@ -227,20 +228,10 @@ def test_a_failing_job_gives_its_exit_code(head: Head, clone: Path) -> None:
     assert "submitted fails-attempt-2" in again.stdout
 
 
-def _heed_interrupts() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_no_wait_returns_and_interrupting_leaves_the_job_alone(head: Head, clone: Path, tmp_path: Path) -> None:
     arguments = ("--name", "waits", "--storage", str(tmp_path))
     with subprocess.Popen(
-        submit(head, *arguments),
-        cwd=clone,
-        env=head.env,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=_heed_interrupts,
+        interruptible(*submit(head, *arguments)), cwd=clone, env=head.env, stdout=subprocess.PIPE, text=True
     ) as following:
         assert following.stdout is not None
         for line in following.stdout:
