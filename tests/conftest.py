@@ -131,5 +131,5 @@ def _write_linear(file: Path, seed: int) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once why a test failed: a run that is cut off by its time limit never comes to its summary."""
-    if report.failed:
+    if report.failed and os.environ.get("CI"):
         print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stderr__, flush=True)

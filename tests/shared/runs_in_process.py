@@ -17,6 +17,7 @@ from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.loop import Trainer
 from longhaul.training.ranks import Ranks
+from longhaul.workloads import Workload, build
 from longhaul.workloads.classification import Classification
 
 # 40 training images in steps of 12: an epoch ends within a step. Dropout, stochastic depth, EMA, batch norm, augmentation.
@@ -102,9 +103,9 @@ def recipe_for(root: Path, *overrides: str) -> Recipe:
     return parse(RECIPE, overrides=[f"data.root={root}", *overrides])
 
 
-def train(recipe: Recipe, root: Path, workload: Classification | None = None) -> Outcome:
+def train(recipe: Recipe, root: Path, workload: Workload | None = None) -> Outcome:
     run = RunDirectory.create(str(root), "run", recipe)
-    summary = Trainer(recipe, workload or Classification(recipe), run, ALONE, nothing).train()
+    summary = Trainer(recipe, workload or build(recipe), run, ALONE, nothing).train()
     return outcome(run, summary)
 
 

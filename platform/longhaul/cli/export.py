@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from longhaul.export.manifest import Manifest
+    from longhaul.export.manifest import DecisionsRecord, Manifest
     from longhaul.export.registry import Registry
 
 RegistryRoot = Annotated[
@@ -64,15 +64,31 @@ def _summary(manifest: Manifest, registry: Registry) -> Table:
     table.add_row(
         f"test {parity.metric}", f"{parity.onnx_metric:.4f} (torch {parity.torch_metric:.4f}) on {parity.samples} samples"
     )
-    table.add_row(
-        "parity", f"{verdict}: largest difference {parity.max_abs_difference:.2e} (allowed {parity.tolerance:.0e}){agreement}"
-    )
+    if parity.decisions is None:
+        found = f"largest difference {parity.max_abs_difference:.2e} (allowed {parity.tolerance:.0e}){agreement}"
+        table.add_row("parity", f"{verdict}: {found}")
+    else:
+        _add_decisions(table, parity.decisions, verdict)
     for plan in manifest.plans:
         table.add_row("plan", f"{plan.file} by {plan.builder} {plan.builder_version} for {plan.device} device")
     table.add_row("size", size_text(manifest.total_bytes))
     if parity.passed:
         table.add_row("next", f"longhaul models promote {manifest.name} {manifest.version}{escape(at)}\nlonghaul serve")
     return table
+
+
+def _add_decisions(table: Table, decisions: DecisionsRecord, verdict: str) -> None:
+    """A row for each runtime, with a line for each threshold."""
+    table.add_row("parity", f"{verdict}: {decisions.precision} detections against torch in float32")
+    for runtime in decisions.runtimes:
+        lines = [f"{'' if found.passed else '[bold red]FAILED[/] '}{escape(str(found))}" for found in runtime.thresholds]
+        lines.append(f"mean average precision {runtime.map:.4f} (torch {runtime.torch_map:.4f})")
+        if runtime.unsettled_tiles:
+            lines.append(f"[yellow]{runtime.unsettled_tiles} tiles with a suppression that may not be exact[/]")
+        sizes = ", ".join(map(str, runtime.batch_sizes))
+        table.add_row(runtime.runtime, "\n".join([f"batches of {sizes}", *lines]))
+    need = f"{decisions.rpn_iterations} and {decisions.detection_iterations}"
+    table.add_row("suppression", f"{need} rounds needed on {decisions.iteration_tiles} test tiles")
 
 
 def size_text(size: int) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from longhaul import __version__
-from longhaul.cli import cluster, drill, export, models, plan, recipe, runs, serve, submit, train
+from longhaul.cli import autotune, cluster, crossval, drill, export, models, plan, recipe, runs, serve, submit, train
 from longhaul.errors import LonghaulError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="train")(train.train)
+app.command(name="crossval")(crossval.crossval)
+app.command(name="autotune")(autotune.autotune)
 app.command(name="submit")(submit.submit)
 app.command(name="drill")(drill.drill)
 app.add_typer(runs.app, name="runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,10 +45,11 @@ def train(
     from longhaul.insight.live import following
     from longhaul.recipe import load
     from longhaul.recipe.changes import fields
+    from longhaul.recipe.paths import anchored
     from longhaul.resilience.run_directory import RunDirectory, changed_recipe, new_run_name, newest_unfinished
 
     console = Console()
-    loaded = load(recipe, overrides)
+    loaded = anchored(load(recipe, overrides), Path.cwd())
     root = storage or default_storage()
     chosen = name or (newest_unfinished(root, loaded.name) if resume else None) or new_run_name(loaded.name)
     if changes and name is None and not newest_unfinished(root, loaded.name):

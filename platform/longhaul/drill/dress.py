@@ -23,6 +23,7 @@ from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.course import Course
 from longhaul.training.ranks import Ranks
 from longhaul.workloads import Goal, Signature, Workload
+from longhaul.workloads.base import Precision
 
 FILE_LIMIT = 256 << 10
 """Bytes; what a file may have where a full disk can only be imitated: more than a log, less than a checkpoint."""
@@ -197,6 +198,14 @@ class DressedWorkload:
     def measure(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> None:
         """As the inner one."""
         self.inner.measure(model, batch, metrics)
+
+    def pictures(self, model: nn.Module) -> dict[str, bytes]:
+        """As the inner one."""
+        return self.inner.pictures(model)
+
+    def exportable(self, model: nn.Module, precision: Precision) -> nn.Module:
+        """As the inner one."""
+        return self.inner.exportable(model, precision)
 
     def signature(self) -> Signature:
         """As the inner one."""

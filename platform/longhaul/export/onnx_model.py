@@ -1,19 +1,24 @@
-"""A torch network as an ONNX file, with the input and output names of its signature and a batch of any size up to a bound."""
+"""A torch network as ONNX files, with the input and output names of its signature.
+
+One file takes a batch of any size up to a bound; or there is a file of fixed shapes for each of a few batch sizes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longhaul.errors import LonghaulError
-from longhaul.export.manifest import MODEL_FILE
-from longhaul.workloads.base import Signature, TensorSpec
+from longhaul.export.manifest import MODEL_FILE, batch_file
+from longhaul.workloads.base import Signature
 
-TORCH_TYPES = MappingProxyType({"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8})
+TORCH_TYPES = MappingProxyType({"float32": torch.float32, "int32": torch.int32, "int64": torch.int64, "uint8": torch.uint8})
 """The torch type of each `TensorSpec.dtype`."""
 
 
@@ -22,18 +27,22 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def export_onnx(model: nn.Module, signature: Signature, folder: Path, *, max_batch: int, opset: int) -> list[Path]:
-    """Write `model.onnx` into `folder`, by torch's dynamo exporter (`torch.onnx.export`), and check it.
+def export_onnx(
+    model: nn.Module, signature: Signature, folder: Path, *, max_batch: int, opset: int, batches: Sequence[int] = ()
+) -> list[Path]:
+    """Write the model into `folder`, by torch's dynamo exporter (`torch.onnx.export`), and check it.
 
     Args:
-        model: on the CPU, in float32; its mode (training or not) is as before afterwards.
+        model: on the CPU; its mode (training or not) is as before afterwards.
         signature: what it takes and gives.
         folder: an existing local folder.
-        max_batch: the batch dimension is dynamic from 1 to here; for 1 it is fixed.
+        max_batch: without `batches`, the batch dimension is dynamic from 1 to here; for 1 it is fixed.
         opset: ONNX operator set.
+        batches: write a file of fixed shapes for each of these batch sizes instead.
 
     Returns:
-        The files written: `model.onnx`, and one with the weights beside it where they exceed the format's 2 GB.
+        The files written: `model.onnx`, or `model.b1.onnx` and so on for `batches`; and, after each, one with the weights
+        where they exceed the format's 2 GB.
 
     Raises:
         LonghaulError: the network's outputs are not what the signature says.
@@ -41,11 +50,22 @@ def export_onnx(model: nn.Module, signature: Signature, folder: Path, *, max_bat
     was_training = model.training
     model.eval()
     try:
-        # An example batch of one would be taken for a constant.
-        example = tuple(torch.zeros(max_batch, *spec.shape, dtype=TORCH_TYPES[spec.dtype]) for spec in signature.inputs)
-        with torch.no_grad():
-            _check_outputs(as_tuple(model(*example)), signature.outputs, max_batch)
-        batch = torch.export.Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
+        files = []
+        for batch in batches or (max_batch,):
+            file = folder / (batch_file(batch) if batches else MODEL_FILE)
+            _write(model, signature, file, batch, opset, dynamic=not batches and batch > 1)
+            files += sorted(folder.glob(f"{file.name}*"))
+        return files
+    finally:
+        model.train(was_training)
+
+
+def _write(model: nn.Module, signature: Signature, file: Path, batch: int, opset: int, *, dynamic: bool) -> None:
+    # An example batch of one would be taken for a constant.
+    example = tuple(torch.zeros(batch, *spec.shape, dtype=TORCH_TYPES[spec.dtype]) for spec in signature.inputs)
+    _check_outputs(model, signature, batch)
+    dimension = torch.export.Dim("batch", min=1, max=batch) if dynamic else None
+    with torch.no_grad():
         program = torch.onnx.export(
             model,
             example,
@@ -53,19 +73,20 @@ def export_onnx(model: nn.Module, signature: Signature, folder: Path, *, max_bat
             opset_version=opset,
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
-            dynamic_shapes=tuple({0: batch} for _ in signature.inputs) if batch is not None else None,
+            dynamic_shapes=tuple({0: dimension} for _ in signature.inputs) if dimension is not None else None,
             verbose=False,
         )
-    finally:
-        model.train(was_training)
     if program is None:  # only the older exporter returns nothing
         raise LonghaulError("torch.onnx.export gave no program")
-    program.save(folder / MODEL_FILE)
-    onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
-    return sorted(folder.glob(f"{MODEL_FILE}*"))
+    program.save(file)
+    onnx.checker.check_model(file, full_check=True)
 
 
-def _check_outputs(outputs: tuple[Tensor, ...], specs: tuple[TensorSpec, ...], batch: int) -> None:
+def _check_outputs(model: nn.Module, signature: Signature, batch: int) -> None:
+    """Ask for shapes and types alone: a detector in half precision takes minutes on a CPU."""
+    specs = signature.outputs
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        outputs = as_tuple(model(*(torch.zeros(batch, *one.shape, dtype=TORCH_TYPES[one.dtype]) for one in signature.inputs)))
     found = [(tuple(output.shape), output.dtype) for output in outputs]
     wanted = [((batch, *spec.shape), TORCH_TYPES[spec.dtype]) for spec in specs]
     if found != wanted:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -16,36 +14,12 @@ from longhaul.data.loader import batches
 from longhaul.errors import UserError
 from longhaul.export.manifest import ParityRecord
 from longhaul.export.onnx_model import as_tuple
-from longhaul.workloads.base import Signature, Workload
+from longhaul.workloads.base import Workload
 
 RELATIVE_TOLERANCE = 1e-3
 """Allowed share of the largest output; rounding in another order of summation stays a hundred times below."""
 LEAST_AGREEMENT = 0.995
 """Allowed are ties in the largest class; more of them than this is a different model."""
-
-
-class OnnxModel(nn.Module):
-    """An ONNX file as a torch module on the CPU, so that a workload measures it as it measures the original.
-
-    Args:
-        path: the ONNX file.
-        signature: names and order of its inputs and outputs.
-    """
-
-    def __init__(self, path: Path, signature: Signature) -> None:
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in turn
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._inputs = [spec.name for spec in signature.inputs]
-        self._outputs = [spec.name for spec in signature.outputs]
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Inputs by position -> the output, or a tuple where there are several."""
-        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
-        outputs = tuple(torch.from_numpy(array) for array in self._session.run(self._outputs, feed))
-        return outputs[0] if len(outputs) == 1 else outputs
 
 
 @dataclass(frozen=True)
@@ -81,7 +55,7 @@ class _Differences:
         self.same_class += int((reference[0].flatten(1).argmax(1) == other[0].flatten(1).argmax(1)).sum())
 
 
-class _Recorder(nn.Module):
+class Recorder(nn.Module):
     """Keeps what a model was given and what it answered."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -101,8 +75,8 @@ class _Pass:
     """One way through the test split with both models."""
 
     workload: Workload
-    reference: _Recorder
-    exported: _Recorder
+    reference: Recorder
+    exported: Recorder
     reference_metrics: MetricCollection
     exported_metrics: MetricCollection
     differences: _Differences = field(default_factory=_Differences)
@@ -122,15 +96,15 @@ class _Pass:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, onnx_file: Path, workload: Workload, *, max_batch: int) -> Comparison:
-    """Run the torch model and the ONNX file on the test split, in float32 on the CPU.
+def compare(model: nn.Module, exported: nn.Module, workload: Workload, *, max_batch: int) -> Comparison:
+    """Run the torch model and the exported one on the test split, in float32 on the CPU.
 
     Besides the whole split in batches of `max_batch`, its first samples go through the ONNX model in batches of one and of
     a size between, so that the dynamic batch dimension is used in earnest.
 
     Args:
         model: the torch network, on the CPU; left in eval mode.
-        onnx_file: what `export_onnx` made of it.
+        exported: an `OnnxModel` of what `export_onnx` made of it, or several as `FixedBatches`.
         workload: gives test split, metrics and signature.
         max_batch: the largest batch of the exported model.
 
@@ -139,10 +113,8 @@ def compare(model: nn.Module, onnx_file: Path, workload: Workload, *, max_batch:
     """
     if len(workload.splits.test) == 0:
         raise UserError("the test split is empty", "Set data.test_share above 0, or give the data a test/ folder")
-    signature = workload.signature()
     model.eval()
-    exported = OnnxModel(onnx_file, signature)
-    run = _Pass(workload, _Recorder(model), _Recorder(exported), workload.metrics(), workload.metrics())
+    run = _Pass(workload, Recorder(model), Recorder(exported), workload.metrics(), workload.metrics())
     run.run(max_batch)
     sizes = sorted({1, (max_batch + 1) // 2, max_batch})
     seen = _Differences()  # the same samples again: they count for the differences, not as samples
@@ -162,7 +134,7 @@ def _fill(tensor: Tensor, count: int) -> Tensor:
 
 def _result(run: _Pass, seen: _Differences, sizes: list[int]) -> Comparison:
     goal = run.workload.goal.metric
-    ours, theirs = _scalars(run.reference_metrics), _scalars(run.exported_metrics)
+    ours, theirs = scalars(run.reference_metrics), scalars(run.exported_metrics)
     whole = run.differences
     has_classes = bool(run.workload.signature().classes)
     agreement = whole.same_class / whole.samples if has_classes else None
@@ -183,5 +155,6 @@ def _result(run: _Pass, seen: _Differences, sizes: list[int]) -> Comparison:
     return Comparison(record, theirs)
 
 
-def _scalars(metrics: MetricCollection) -> dict[str, float]:
+def scalars(metrics: MetricCollection) -> dict[str, float]:
+    """The values of the metrics that are one number."""
     return {name: float(value) for name, value in metrics.compute().items() if value.numel() == 1}

@@ -1,27 +1,39 @@
-"""From a run to a registered model: weights -> ONNX -> parity -> engine plan -> registry, one small step after another."""
+"""From a run to a registered model: weights -> ONNX -> engine plans -> parity -> registry, one small step after another."""
 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from longhaul import workloads
 from longhaul.errors import IntegrityError
-from longhaul.export.manifest import MODEL_FILE, Description, Manifest
+from longhaul.export.decisions import Runtime, compare_decisions
+from longhaul.export.manifest import (
+    MODEL_FILE,
+    Description,
+    Manifest,
+    PlanRecord,
+    batch_file,
+)
 from longhaul.export.onnx_model import export_onnx
-from longhaul.export.parity import compare
+from longhaul.export.parity import Comparison, compare
 from longhaul.export.registry import Registry
+from longhaul.export.runtimes import FixedBatches, OnnxModel, TensorRTModel
 from longhaul.export.tensorrt_plan import build_plan
+from longhaul.models.faster_rcnn import Detector
 from longhaul.recipe import Recipe
 from longhaul.recipe.phases import resolve
 from longhaul.resilience.checkpoint import Weights, load_weights
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.workloads import Workload
+from longhaul.workloads import Signature, Workload
 
 Which = Literal["best", "latest"]
 Say = Callable[[str], None]
@@ -29,8 +41,29 @@ Say = Callable[[str], None]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Exported:
+    """What an export made so far.
+
+    Attributes:
+        files: ONNX files and plans.
+        comparison: with the torch model.
+        plans: which of the files are engine plans.
+    """
+
+    files: list[Path]
+    comparison: Comparison
+    plans: tuple[PlanRecord, ...]
+
+
 def export_run(
-    run: RunDirectory, registry: Registry, *, which: Which = "best", with_plan: bool = True, say: Say = _log.info
+    run: RunDirectory,
+    registry: Registry,
+    *,
+    which: Which = "best",
+    with_plan: bool = True,
+    timing_cache: Path | None = None,
+    say: Say = _log.info,
 ) -> Manifest:
     """Export a checkpoint of a run and register it as the next version of the recipe's model.
 
@@ -42,49 +75,106 @@ def export_run(
         registry: where the model goes.
         which: the best checkpoint by the goal metric, or the newest.
         with_plan: also build an engine plan, where a builder is installed.
+        timing_cache: folder for what plan builders measure; left out, `$LONGHAUL_CACHE/tensorrt` or `~/.cache/longhaul/tensorrt`.
         say: is told what is going on, a line a step.
 
     Raises:
-        UserError: the run has no checkpoint, or its data are no longer there.
+        UserError: the run has no checkpoint, its data are no longer there, or the recipe's export cannot be had.
         IntegrityError: the checkpoint is damaged, or does not fit the recipe's network.
         PlanError: the builder refused the model.
     """
     weights = load_weights(run, which)
     recipe = resolve(run.recipe())[weights.phase]
     workload = workloads.build(recipe)
-    signature, max_batch = workload.signature(), recipe.export.max_batch
     say(f"checkpoint {weights.checkpoint} (step {weights.step}) of {run.uri}")
     model = _network(recipe, workload, weights)
     with tempfile.TemporaryDirectory(prefix="longhaul-export-") as scratch:
-        folder = Path(scratch)
-        files = export_onnx(model, signature, folder, max_batch=max_batch, opset=recipe.export.opset)
-        say(f"ONNX written: opset {recipe.export.opset}, batch 1 to {max_batch}")
-        comparison = compare(model, folder / MODEL_FILE, workload, max_batch=max_batch)
-        parity = comparison.record
-        outcome = "passed" if parity.passed else "FAILED"
-        say(f"parity {outcome}: largest difference {parity.max_abs_difference:.2e} over {parity.samples} test samples")
-        plan = build_plan(folder / MODEL_FILE, signature, folder, max_batch=max_batch) if with_plan else None
-        if plan is not None:
-            files.append(folder / plan.file)
-            say(f"plan {plan.file} built by {plan.builder} {plan.builder_version}")
+        exported = _export(model, recipe, workload, Path(scratch), _plan_builder(recipe, with_plan, timing_cache), say)
         description = Description(
             name=recipe.export.model_name or recipe.name,
-            signature=signature,
-            max_batch=max_batch,
-            metrics=comparison.metrics,
-            parity=parity,
+            signature=workload.signature(),
+            max_batch=max(recipe.export.batches, default=recipe.export.max_batch),
+            batches=tuple(sorted(recipe.export.batches)),
+            metrics=exported.comparison.metrics,
+            parity=exported.comparison.record,
             recipe_sha256=run.recipe().sha256,
             run=run.uri,
             checkpoint=weights.checkpoint,
             step=weights.step,
-            plans=(plan,) if plan is not None else (),
+            plans=exported.plans,
         )
-        manifest = registry.publish(description, files)
+        manifest = registry.publish(description, exported.files)
     say(f"registered {manifest.name}@{manifest.version} in {registry.uri}")
     run.add_event(
         "exported", f"{manifest.name}@{manifest.version}", step=weights.step, registry=registry.uri, checkpoint=weights.checkpoint
     )
     return manifest
+
+
+_PlanBuilder = Callable[[Path, Signature, int | None], PlanRecord | None]
+
+
+def _plan_builder(recipe: Recipe, with_plan: bool, timing_cache: Path | None) -> _PlanBuilder:
+    """(ONNX file, signature, batch or None) -> what was built, beside the file."""
+    cache = timing_cache or Path(os.environ.get("LONGHAUL_CACHE", Path.home() / ".cache" / "longhaul")) / "tensorrt"
+    most, precision = recipe.export.max_batch, recipe.export.precision
+
+    def build(file: Path, signature: Signature, batch: int | None) -> PlanRecord | None:
+        if not with_plan:
+            return None
+        return build_plan(file, signature, file.parent, max_batch=most, batch=batch, precision=precision, timing_cache=cache)
+
+    return build
+
+
+def _export(
+    model: nn.Module, recipe: Recipe, workload: Workload, folder: Path, plan_builder: _PlanBuilder, say: Say
+) -> _Exported:
+    """ONNX files, engine plans, and how both compare with the model."""
+    section, signature = recipe.export, workload.signature()
+    batches = sorted(section.batches)
+    graph = workload.exportable(model, section.precision)
+    files = export_onnx(graph, signature, folder, max_batch=section.max_batch, opset=section.opset, batches=batches)
+    sizes = ", ".join(map(str, batches)) if batches else f"1 to {section.max_batch}"
+    say(f"ONNX written: opset {section.opset}, {section.precision}, batch {sizes}")
+    onnx_files: dict[int | None, Path] = {batch: folder / batch_file(batch) for batch in batches}
+    onnx_files = onnx_files or {None: folder / MODEL_FILE}
+    plans = []
+    for batch, file in onnx_files.items():
+        plan = plan_builder(file, signature, batch)
+        if plan is not None:
+            plans.append(plan)
+            files.append(folder / plan.file)
+            say(f"plan {plan.file} built by {plan.builder} {plan.builder_version}")
+    comparison = _comparison(model, workload, onnx_files, plans, recipe)
+    for line in comparison.record.findings:
+        say(line)
+    return _Exported(files, comparison, tuple(plans))
+
+
+def _comparison(
+    model: nn.Module, workload: Workload, onnx_files: Mapping[int | None, Path], plans: Sequence[PlanRecord], recipe: Recipe
+) -> Comparison:
+    """By what is decided for detectors, by the outputs' numbers for all else."""
+    signature, most = workload.signature(), recipe.export.max_batch
+    loaded = {batch: OnnxModel(file, signature) for batch, file in onnx_files.items()}
+    if not isinstance(model, Detector):
+        one = loaded.get(None)
+        return compare(model, one or _any_batch(loaded, most), workload, max_batch=max(recipe.export.batches, default=most))
+    runtimes: dict[Runtime, FixedBatches] = {"onnxruntime": _any_batch(loaded, most)}
+    if plans and torch.cuda.is_available():
+        folder = next(iter(onnx_files.values())).parent
+        engines = {plan.batch: TensorRTModel(folder / plan.file, plan.builder, signature) for plan in plans}
+        runtimes[plans[0].builder] = _any_batch(engines, most)
+    return compare_decisions(model, runtimes, workload, recipe.export.precision)
+
+
+def _any_batch(models: Mapping[int | None, nn.Module], max_batch: int) -> FixedBatches:
+    """By batch size; a model that takes any (key None) is run at three."""
+    fixed = {batch: model for batch, model in models.items() if batch is not None}
+    if None in models:
+        fixed |= dict.fromkeys((1, (max_batch + 1) // 2, max_batch), models[None])
+    return FixedBatches(fixed)
 
 
 def _network(recipe: Recipe, workload: Workload, weights: Weights) -> nn.Module:

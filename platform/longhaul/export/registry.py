@@ -1,6 +1,6 @@
 """The model registry: a folder of versioned, checksummed models, on a local path or on S3.
 
-    <root>/<name>/<version>/   model.onnx, engine plans, manifest.json
+    <root>/<name>/<version>/   model.onnx (or model.b1.onnx and so on), engine plans, manifest.json
     <root>/<name>/names.json   aliases such as `prod` -> version
 
 The manifest is written last: a version without one does not exist. A published version never changes; only aliases move.
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from longhaul.errors import IntegrityError, UserError
-from longhaul.export.manifest import MANIFEST_FILE, Description, Manifest
+from longhaul.export.manifest import MANIFEST_FILE, Description, Manifest, ParityRecord
 from longhaul.storage import FileRecord, Storage, file_sha256
 
 LATEST, PROD = "latest", "prod"
@@ -171,8 +171,7 @@ class Registry:
         manifest = self.resolve(name, version)
         parity = manifest.parity
         if not parity.passed:
-            found = f"largest difference {parity.max_abs_difference:.3g}, tolerance {parity.tolerance:.3g}"
-            problem = f"model {name}@{manifest.version}: its ONNX model does not agree with the torch model ({found})"
+            problem = f"model {name}@{manifest.version}: what was exported does not agree with the torch model ({_why(parity)})"
             raise UserError(problem, "Export the run again, and promote a version whose parity passed")
         problems = self.verify(manifest)
         if problems:
@@ -256,6 +255,20 @@ class Registry:
         known = self.names()
         fix = _suggest(name, known, "There are") if known else "Fill it with `longhaul export RUN`"
         return UserError(f"model {name!r}: not in the registry {self.uri}", fix)
+
+
+def _why(parity: ParityRecord) -> str:
+    """The first finding that failed."""
+    if parity.decisions is None:
+        return f"largest difference {parity.max_abs_difference:.3g}, tolerance {parity.tolerance:.3g}"
+    for runtime in parity.decisions.runtimes:
+        for found in runtime.thresholds:
+            if not found.passed:
+                return f"{runtime.runtime}, {found}"
+        if not runtime.passed:
+            drop = f"mean average precision {runtime.map:.4f}, torch {runtime.torch_map:.4f}"
+            return f"{runtime.runtime}: {drop}" if any(found.reference for found in runtime.thresholds) else "no detection at all"
+    return "marked so by whoever published it"
 
 
 def _suggest(wanted: str, known: Sequence[str], lead: str) -> str:

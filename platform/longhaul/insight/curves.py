@@ -63,12 +63,16 @@ def draw_run(run: RunDirectory) -> list[str]:
         pictures.append(run.write_picture("curves.png", png(figure)))
     newest = {}
     for event in run.events().to_pylist():
-        if event["kind"] == "confusion":
+        if event["kind"] in ("confusion", "pr_curves"):
             detail = json.loads(event["detail"])
-            newest[str(detail.get("split", "test"))] = detail
-    for split, detail in newest.items():
-        figure = confusion_figure(np.asarray(detail["matrix"]), detail["classes"], title=f"{run.name}: {split} split")
-        pictures.append(run.write_picture(f"confusion-{split}.png", png(figure)))
+            newest[event["kind"], str(detail.get("split", "test"))] = detail
+    for (kind, split), detail in newest.items():
+        title = f"{run.name}: {split} split"
+        if kind == "confusion":
+            figure = confusion_figure(np.asarray(detail["matrix"]), detail["classes"], title=title)
+        else:
+            figure = precision_recall_figure(np.asarray(detail["curves"]), detail["classes"], title=title)
+        pictures.append(run.write_picture(f"{kind.replace('_', '-')}-{split}.png", png(figure)))
     return pictures
 
 
@@ -173,6 +177,31 @@ def confusion_figure(matrix: npt.NDArray[Any], classes: Sequence[str], *, title:
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format="{x:.0%}", ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
+    return figure
+
+
+def precision_recall_figure(curves: npt.NDArray[Any], classes: Sequence[str], *, title: str) -> Figure:
+    """Precision over recall at IoU 0.5, a line a class.
+
+    Args:
+        curves: (C, 101) precision at recall 0, 0.01 ... 1; 0 where that recall is not reached.
+        classes: the C names.
+        title: shown above.
+    """
+    figure = Figure(figsize=(5.6, 4.8), layout="constrained", dpi=_DPI)
+    axes = figure.add_subplot()
+    recall = np.linspace(0, 1, curves.shape[1])
+    for number, (name, precision) in enumerate(zip(classes, curves, strict=True)):
+        reached = np.flatnonzero(precision > 0)
+        end = reached[-1] + 1 if len(reached) else 0
+        look: dict[str, Any] = {"color": _CYCLE[number % len(_CYCLE)], "linestyle": _DASHES[number // len(_CYCLE) % len(_DASHES)]}
+        axes.plot(recall[:end], precision[:end], linewidth=2, label=f"{name}: average precision {precision.mean():.3f}", **look)
+        if end:
+            axes.plot([recall[end - 1]] * 2, [precision[end - 1], 0], linewidth=0.8, alpha=0.5, **look)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=f"{title}, IoU 0.5")
+    axes.grid(visible=True, color="#E5E5E5", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
     return figure
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from longhaul.errors import LonghaulError, UserError
 from longhaul.recipe import Recipe, diff
+from longhaul.resilience.fold_report import load_report
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.series import latest_values
 from longhaul.storage import Storage
@@ -95,7 +96,7 @@ class Comparison:
 
 
 def resolve_run(run: str, storage: str) -> RunDirectory:
-    """The run that a person means: a folder or URI, or the plain name of a run below `storage`.
+    """The run that a person means: a folder or URI, or the plain name of a run below `storage`; of a cross-validation, its best.
 
     Raises:
         UserError: there is none; the message names the nearest.
@@ -111,6 +112,11 @@ def resolve_run(run: str, storage: str) -> RunDirectory:
         found = RunDirectory(Storage.open(uri))
         if found.storage.exists("recipe.yaml"):
             return found
+        folds = load_report(found.storage)
+        if folds is not None:
+            if folds.best is None:
+                raise UserError(f"crossval {run!r}: no fold has finished yet", "Give the same `longhaul crossval` command again")
+            return RunDirectory.open(f"{uri.rpartition('/')[0] or '.'}/{folds.best.run}")
     there = [other.name for other in RunDirectory.all(folder or "/")]
     near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
     fix = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(there[:8])}." if there else f"{folder} holds no runs."

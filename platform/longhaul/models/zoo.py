@@ -6,20 +6,24 @@ import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from longhaul.errors import UserError
-from longhaul.recipe.schema import ModelSection
+from longhaul.recipe.networks import DetectorName, ModelSection
 
 Builder = Callable[[ModelSection, int, int], nn.Module]
 """(section, number of classes, resolution in pixels) -> network from (N, 3, R, R) to logits (N, classes)."""
 
 OWN: Mapping[str, Builder] = MappingProxyType({})
 """Networks of our own, before timm's names."""
+
+
+DETECTORS = get_args(DetectorName)
+"""Detectors, which `models.faster_rcnn` builds."""
 
 
 def build_image_model(section: ModelSection, classes: int, resolution: int) -> nn.Module:
@@ -32,14 +36,14 @@ def build_image_model(section: ModelSection, classes: int, resolution: int) -> n
     builder = OWN.get(section.name, _timm_model)
     model = builder(section, classes, resolution)
     if section.weights is not None:
-        _load_weights(model, Path(section.weights).expanduser())
+        load_fitting(model, Path(section.weights).expanduser())
     _check_resolution(model, section.name, resolution)
     return model
 
 
 def model_names(pattern: str = "") -> list[str]:
     """The names that `model.name` takes, those that contain `pattern`."""
-    return sorted({name for name in [*OWN, *timm.list_models()] if pattern in name})
+    return sorted({name for name in [*OWN, *DETECTORS, *timm.list_models()] if pattern in name})
 
 
 def check_name(name: str) -> None:
@@ -48,7 +52,7 @@ def check_name(name: str) -> None:
     Raises:
         UserError: no network is called so.
     """
-    if name in OWN or timm.is_model(name):
+    if name in OWN or name in DETECTORS or timm.is_model(name):
         return
     near = difflib.get_close_matches(name, model_names(), n=3, cutoff=0.5)
     hint = f"Did you mean {', '.join(near)}?" if near else "See `longhaul recipe models`"
@@ -93,7 +97,12 @@ def _does_not_fit(name: str, resolution: int, error: Exception) -> UserError:
     return UserError(problem, "Give another resolution, such as a larger one or a multiple of its patch size")
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def load_fitting(model: nn.Module, path: Path) -> None:
+    """Load what a file of weights has for this network; tensors of another shape (the head) stay as they are.
+
+    Raises:
+        UserError: the file is missing, is of another kind, or nothing in it fits.
+    """
     state = read_weights(path)
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

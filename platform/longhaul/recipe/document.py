@@ -24,7 +24,7 @@ def field_schema(path: str = "") -> JsonSchema:
     node.pop("$defs")
     walked: list[str] = []
     for key in filter(None, path.split(".")):
-        fields = {name: child for section in _sections(node) for name, child in section["properties"].items()}
+        fields = {name: child for section in reversed(_sections(node)) for name, child in section["properties"].items()}
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"Did you mean {'.'.join([*walked, near[0]])}?" if near else "Run `longhaul recipe schema` for all of them"

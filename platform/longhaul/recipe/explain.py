@@ -62,7 +62,7 @@ def _path_in_file(loc: tuple[Any, ...], raw: Any) -> list[Any]:
     node = raw
     for position, key in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(node, dict) and key not in node and not last and key in node.values():
+        if isinstance(node, dict) and key not in node and not last and (key in node.values() or loc[position + 1] in node):
             continue
         path.append(key)
         try:

@@ -14,74 +14,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from longhaul.recipe.duration import Duration, duration
 from longhaul.recipe.flatten import flat
+from longhaul.recipe.inputs import DataSection
+from longhaul.recipe.networks import DetectorSection, NetworkSection
+from longhaul.recipe.problems import ClassificationSection, ProblemSection
 from longhaul.recipe.schedules import ConstantSchedule, EarlyStopping, OneCycleSchedule, ScheduleSection
 from longhaul.recipe.section import NonNegative, Number, Positive, PositiveFloat, Section, Share
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-
-
-class ClassificationSection(Section):
-    """One class out of several for each image."""
-
-    kind: Literal["classification"] = "classification"
-    label_smoothing: Share = 0.0
-    """Share of the target spread evenly over all classes."""
-
-
-class ModelSection(Section):
-    """The network, by name."""
-
-    name: str
-    """A name that `longhaul recipe models` lists: any timm model, such as `resnet18` or `convnext_large`."""
-    pretrained: bool = False
-    """Start from timm's published weights (downloads them once)."""
-    weights: str | None = None
-    """Start from a local `.pt` or `.safetensors` file; layers of another shape (the head) start fresh."""
-    drop_rate: Share = 0.0
-    """Dropout before the head."""
-    drop_path_rate: Share = 0.0
-    """Stochastic depth, for models that have it."""
-
-    @model_validator(mode="after")
-    def _one_source_of_weights(self) -> ModelSection:
-        if self.pretrained and self.weights:
-            raise ValueError("pretrained and weights contradict each other; remove one of them")
-        return self
-
-
-class _ImageData(Section):
-    resolution: Annotated[int, Field(ge=8, le=4096), Number] = 224
-    """Side of the square image that the network sees, in pixels."""
-    share: Annotated[float, Field(gt=0, le=1), Number] = 1.0
-    """Share of every class of the training split to train on, at least one sample each; validation and test stay whole."""
-    excluded: tuple[str, ...] = ()
-    """Ids of training samples to leave out, as the run's quarantine report names them."""
-    augment: Literal["none", "shift", "flip", "crop"] = "none"
-    """Random changes of training images: small shifts and turns (digits); + mirroring; random resized crops + mirroring."""
-    loader_workers: Annotated[int, Field(ge=0, le=64), Number] = 2
-    """Processes a rank that read and decode images; 0 reads in the training process."""
-
-
-class DigitsData(_ImageData):
-    """The 1,797 handwritten 8 x 8 digits inside scikit-learn, written once as PNG files."""
-
-    kind: Literal["digits"]
-    root: str | None = None
-    """Folder for the files; left out, `$LONGHAUL_CACHE/digits` (`~/.cache/longhaul/digits`)."""
-    resolution: Annotated[int, Field(ge=8, le=4096), Number] = 32
-    """Side of the square image that the network sees, in pixels."""
-
-
-class ImageFolderData(_ImageData):
-    """Any folder with one sub-folder of images a class, or with `train/`, `val/` and `test/` holding such."""
-
-    kind: Literal["imagefolder"]
-    root: str
-    """The folder."""
-    validation_share: Share = 0.1
-    """Share of every class held out for validation, where the folder has no `val/` of its own."""
-    test_share: Share = 0.1
-    """Share of every class never seen in training, where the folder has no `test/` of its own."""
 
 
 class OptimizerSection(Section):
@@ -279,6 +218,10 @@ class ExportSection(Section):
     """ONNX operator set."""
     max_batch: Positive = 8
     """The largest batch that the exported model takes; its batch dimension is dynamic from 1 to here."""
+    batches: tuple[Positive, ...] = ()
+    """Batch sizes to write a graph of fixed shapes for, one file each; left out, one graph takes any batch up to max_batch."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Arithmetic of the exported graph; detectors keep boxes, scores and suppression in float32 whatever it is."""
 
 
 class GateSection(Section):
@@ -327,9 +270,9 @@ class Recipe(Section):
     """Names the recipe, and the run unless `--name` says otherwise."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Number] = 0
     """Decides initial weights, the order of samples, augmentation and dropout."""
-    workload: ClassificationSection = ClassificationSection()
-    model: ModelSection
-    data: Annotated[DigitsData | ImageFolderData, Field(discriminator="kind")]
+    workload: ProblemSection = ClassificationSection()
+    model: NetworkSection
+    data: DataSection
     training: TrainingSection
     validation: ValidationSection = ValidationSection()
     checkpoints: CheckpointSection = CheckpointSection()
@@ -349,9 +292,22 @@ class Recipe(Section):
                 f"training.global_batch {batch} cannot be shared evenly by scaling.workers "
                 f"{scaling.workers}; set workers to one of {', '.join(map(str, divisors[:12]))}"
             )
+        self._check_problem()
         if self.training.precision == "fp16" and self.scaling.gpu is False:
             raise ValueError("training.precision fp16 needs a GPU; set precision to bf16 or fp32, or scaling.gpu to auto")
         return self
+
+    def _check_problem(self) -> None:
+        """Workload, network and data belong together."""
+        detects = self.workload.kind == "detection"
+        if detects != isinstance(self.model, DetectorSection):
+            fix = "fasterrcnn_resnet18_fpn or fasterrcnn_resnet50_fpn" if detects else "an image network such as resnet18"
+            raise ValueError(f"workload {self.workload.kind} cannot train model.name {self.model.name!r}; set it to {fix}")
+        if detects != (self.data.kind == "spectrograms"):
+            fix = "spectrograms" if detects else "imagefolder or digits"
+            raise ValueError(f"workload {self.workload.kind} cannot read data.kind {self.data.kind}; set it to {fix}")
+        if detects and not self.export.batches:
+            raise ValueError("a detector is exported with fixed shapes; set export.batches, for example to [1, 4, 8]")
 
     @property
     def sha256(self) -> str:

@@ -26,11 +26,13 @@ class Evaluation:
         scalars: by name.
         confusion: true class by row, predicted by column, where the task has classes; else None.
         classes: their names.
+        curves: for each class precision at recall 0, 0.01 ... 1, where the task has such; else None.
     """
 
     scalars: dict[str, float]
     confusion: list[list[int]] | None
     classes: tuple[str, ...]
+    curves: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ class Evaluator:
 
 def _results(metrics: MetricCollection, classes: tuple[str, ...]) -> Evaluation:
     values = metrics.compute()  # torchmetrics gathers the states of all ranks
-    confusion = values.pop("confusion", None)
+    confusion, curves = values.pop("confusion", None), values.pop("pr_curves", None)
     return Evaluation(
         {name: float(value) for name, value in values.items()},
         None if confusion is None else [[int(count) for count in row] for row in confusion.tolist()],
         classes,
+        None if curves is None else curves.tolist(),
     )

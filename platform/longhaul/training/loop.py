@@ -277,7 +277,7 @@ class Attempt:
                 best = load_weights(self.trainer.run, "best")
                 model = with_weights(self.workload, best).to(self.ranks.device)
                 results = self.record.evaluation(self.progress, "test", self._measure(model, self.workload.splits.test))
-            self.record.finish(self.progress, results, f"test of {best.checkpoint}")
+            self.record.finish(self.progress, results, f"test of {best.checkpoint}", self.workload.pictures(model))
         self.ranks.gather(None)  # rank 0 has written the summary: nobody leaves before
         return self.record.summary
 

@@ -121,18 +121,15 @@ class Recorder:
         self._window_s += time.monotonic() - since
 
     def evaluation(self, progress: Progress, split: str, result: Evaluation) -> dict[str, float]:
-        """Write a split's metrics as `<split>/<name>`; the confusion matrix of the test split goes to the events."""
+        """Write a split's metrics as `<split>/<name>`; matrices and curves of the test split go to the events."""
         values = {f"{split}/{name}": value for name, value in result.scalars.items()}
         self.metrics(progress, values)
         if split == "test" and result.confusion is not None:
-            self.event(
-                "confusion",
-                progress,
-                f"confusion matrix on {split}",
-                split=split,
-                classes=result.classes,
-                matrix=result.confusion,
-            )
+            text, classes = f"confusion matrix on {split}", result.classes
+            self.event("confusion", progress, text, split=split, classes=classes, matrix=result.confusion)
+        if split == "test" and result.curves is not None:
+            text, classes = f"precision and recall on {split}", result.classes
+            self.event("pr_curves", progress, text, split=split, classes=classes, curves=result.curves)
         if split == "val":
             self.event("validated", progress, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         return values
@@ -246,8 +243,10 @@ class Recorder:
         if self._ranks.is_first:
             self._run.write_summary(self.summary)
 
-    def finish(self, progress: Progress, results: dict[str, float], what: str) -> None:
-        """The run is over: results into the summary."""
+    def finish(self, progress: Progress, results: dict[str, float], what: str, pictures: dict[str, bytes]) -> None:
+        """The run is over: results into the summary, pictures beside it."""
+        for name, content in pictures.items() if self._ranks.is_first else ():
+            self._run.write_picture(name, content)
         self.event("finished", progress, f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
         self.write_summary(progress, status="finished", results=results)
         self._last_word()

@@ -12,6 +12,10 @@ def build(recipe: Recipe) -> Workload:
     Raises:
         UserError: data or model of the recipe are not there, or not in order.
     """
+    if recipe.workload.kind == "detection":
+        from longhaul.workloads.detection import Detection
+
+        return Detection(recipe)
     from longhaul.workloads.classification import Classification
 
-    return {"classification": Classification}[recipe.workload.kind](recipe)
+    return Classification(recipe)

@@ -15,6 +15,9 @@ from torchmetrics import MetricCollection
 
 from longhaul.data.samples import Batch, Splits
 
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Arithmetic of an exported graph."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -30,7 +33,7 @@ class TensorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    dtype: Literal["float32", "int64", "uint8"]
+    dtype: Literal["float32", "int32", "int64", "uint8"]
     shape: tuple[int, ...]
 
 
@@ -86,6 +89,18 @@ class Workload(Protocol):
 
     def measure(self, model: nn.Module, batch: Batch, metrics: MetricCollection) -> None:
         """Run the model on a batch and update the metrics; the caller has set eval mode and no_grad."""
+        ...
+
+    def pictures(self, model: nn.Module) -> dict[str, bytes]:
+        """PNG files by name that show what the best model does; drawn once, at the end of a run, in evaluation mode."""
+        ...
+
+    def exportable(self, model: nn.Module, precision: Precision) -> nn.Module:
+        """The module that `longhaul export` makes a graph of: same inputs and outputs as `model`, which stays as it is.
+
+        Raises:
+            UserError: this precision cannot be had.
+        """
         ...
 
     def signature(self) -> Signature:

@@ -24,8 +24,10 @@ from longhaul.data.subset import share_of
 from longhaul.errors import UserError
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe import Recipe
-from longhaul.recipe.schema import DigitsData
-from longhaul.workloads.base import Goal, Signature, TensorSpec
+from longhaul.recipe.inputs import DigitsData, ImageFolderData
+from longhaul.recipe.networks import ModelSection
+from longhaul.recipe.problems import ClassificationSection
+from longhaul.workloads.base import Goal, Precision, Signature, TensorSpec
 
 
 class Classification:
@@ -52,12 +54,14 @@ class Classification:
     def build_model(self, *, initial: bool = True) -> nn.Module:
         """The recipe's network with one output a class."""
         section = self._recipe.model
+        assert isinstance(section, ModelSection)  # the recipe's schema sees to it
         if not initial:
             section = section.model_copy(update={"pretrained": False, "weights": None})
         return build_image_model(section, len(self.classes), self._recipe.data.resolution)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy with the recipe's label smoothing."""
+        assert isinstance(self._recipe.workload, ClassificationSection)
         smoothing = self._recipe.workload.label_smoothing
         return functional.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=smoothing)
 
@@ -87,6 +91,17 @@ class Classification:
             else:
                 metric.update(logits, batch["label"])
 
+    def pictures(self, model: nn.Module) -> dict[str, bytes]:
+        """None: the confusion matrix is drawn from the run's events."""
+        return {}
+
+    def exportable(self, model: nn.Module, precision: Precision) -> nn.Module:
+        """The network itself."""
+        if precision != "fp32":
+            fix = "Set export.precision to fp32; TensorRT may still compute in TF32"
+            raise UserError(f"export.precision {precision}: classification is exported in float32 alone", fix)
+        return model
+
     def signature(self) -> Signature:
         """`image` (3, R, R) -> `logits` (C,)."""
         preprocess = self.splits.test.preprocess
@@ -112,6 +127,7 @@ def _whole_splits(recipe: Recipe) -> ImageSplits:
     if isinstance(data, DigitsData):
         root = write_digits(Path(data.root).expanduser() if data.root else default_root())
         return image_splits(root, preprocess, augment=data.augment, validation_share=0, test_share=0, seed=recipe.seed)
+    assert isinstance(data, ImageFolderData)  # the recipe's schema sees to it
     return image_splits(
         Path(data.root).expanduser(),
         preprocess,

@@ -13,7 +13,7 @@ from torch import nn
 
 from longhaul.errors import UserError
 from longhaul.models.zoo import build_image_model, check_name, model_names
-from longhaul.recipe.schema import ModelSection
+from longhaul.recipe.networks import ModelSection
 
 
 def build(name: str = "test_resnet", classes: int = 10, resolution: int = 32, **fields: object) -> nn.Module:

@@ -1,0 +1,83 @@
+"""`crossval.json`: what a cross-validation has found, beside the runs of its folds.
+
+runs/<name>/crossval.json       this
+runs/<name>_fold1 ... _foldK    a run directory each
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longhaul.errors import IntegrityError
+from longhaul.storage import Storage
+
+FILE = "crossval.json"
+
+
+class Fold(BaseModel):
+    """One fold.
+
+    Attributes:
+        number: from 1; `run`: the name of its run, beside the report's folder.
+        status: `finished`, or why not.
+        best: the goal on its validation recordings; `best_step` where.
+        results: on the test recordings, such as `test/f1`.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    number: int
+    run: str
+    status: str
+    best: float | None = None
+    best_step: int | None = None
+    results: dict[str, float] = {}
+    error: str | None = None
+
+
+class FoldReport(BaseModel):
+    """All folds, and the best of them by its validation recordings: choosing by the test would spend it."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    name: str
+    goal: str
+    direction: Literal["max", "min"]
+    folds: list[Fold]
+
+    @property
+    def best(self) -> Fold | None:
+        """The fold with the best goal; None while none has finished."""
+        done = [fold for fold in self.folds if fold.status == "finished" and fold.best is not None]
+        sign = 1 if self.direction == "max" else -1
+        return max(done, key=lambda fold: sign * (fold.best or 0.0), default=None)
+
+    def spread(self, metric: str) -> tuple[float, float]:
+        """Mean and standard deviation (N - 1) of a result over the folds that have it; of one fold, 0 deviation."""
+        values = [fold.results[metric] for fold in self.folds if metric in fold.results]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def save_report(storage: Storage, report: FoldReport) -> None:
+    """Write it whole."""
+    storage.write_bytes(FILE, (report.model_dump_json(indent=1) + "\n").encode())
+
+
+def load_report(storage: Storage) -> FoldReport | None:
+    """The report in a folder; None where there is none.
+
+    Raises:
+        IntegrityError: it was cut short or changed.
+    """
+    try:
+        data = storage.read_bytes(FILE)
+    except FileNotFoundError:
+        return None
+    try:
+        return FoldReport.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(f"{storage.uri}/{FILE}: {first['msg']}. Run the same crossval again: it is written anew") from None

@@ -1,0 +1,137 @@
+"""What a synthetic scene is made of, and the presets of the three detectors."""
+
+from typing import Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longhaul.errors import UserError
+from longhaul.signals.noise import NoiseColour
+
+SceneKind = Literal["wifi_bluetooth", "lte_uplink", "creamy_chicken"]
+Label = Literal["wifi", "bluetooth", "lte_uplink", "creamy_chicken"]
+
+LABELS: dict[SceneKind, tuple[Label, ...]] = {
+    "wifi_bluetooth": ("wifi", "bluetooth"),
+    "lte_uplink": ("lte_uplink",),
+    "creamy_chicken": ("creamy_chicken",),
+}
+CLUTTER: dict[SceneKind, tuple[Label, ...]] = {
+    "wifi_bluetooth": ("creamy_chicken",),
+    "lte_uplink": ("creamy_chicken", "bluetooth"),
+    "creamy_chicken": ("wifi", "bluetooth"),
+}
+
+
+class SceneSettings(BaseModel):
+    """One kind of scene. Lengths in seconds, frequencies in Hz, ranges as (lowest, highest)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: SceneKind
+    sample_rate_hz: float = Field(40e6, gt=1e6)
+    duration_s: float = Field(2.0, gt=0)
+    chunk_s: float = Field(0.2, gt=0)
+    """Length of the chunks that tiles will be made of: densities count per chunk, and one burst lies over a chunk's edge."""
+    center_hz: tuple[float, float] = (2_422e6, 2_452e6)
+    """The capture's centre is drawn from this range in steps of 0.5 MHz."""
+    snr_db: tuple[float, float] = (15.0, 30.0)
+    """Power of a burst over the noise power in the burst's bandwidth."""
+    objects_per_chunk: dict[Label, float]
+    """Bursts to expect in a chunk, by label."""
+    burst_s: tuple[float, float] = (0.2e-3, 3e-3)
+    """Lengths of a burst where the standard leaves it open: Wi-Fi, LTE (whole milliseconds) and chirps."""
+    bluetooth_slots: tuple[float, float, float] = (0.6, 0.25, 0.15)
+    """Shares of packets of 1, 3 and 5 slots."""
+    sweeps_hz_per_s: tuple[float, ...] = (1e9, 2e9, 4e9)
+    """Sweep rates of the chirps."""
+    follow_ups: float = Field(0.1, ge=0, le=1)
+    """Share of Wi-Fi packets that the next one follows after DIFS and a short backoff."""
+    acknowledged: float = Field(0.0, ge=0, le=1)
+    """Share of Wi-Fi packets that a 44 us acknowledgement follows after SIFS: thinner than a pixel in most tiles."""
+    hopping: float = Field(0.25, ge=0, le=1)
+    """Share of LTE allocations that change their resource blocks between the slots of a subframe."""
+    collisions: float = Field(0.05, ge=0, le=1)
+    """Share of the bursts that stay although they meet one of their own label in time and frequency."""
+    noise: NoiseColour = NoiseColour()
+    edge_cases: bool = True
+    """Add bursts over the capture's start and end, over a chunk's edge, and partly outside the band."""
+    clutter: bool = False
+    """Add emitters of other kinds, without annotations."""
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels of this kind of scene."""
+        return LABELS[self.kind]
+
+    @property
+    def clutter_labels(self) -> tuple[Label, ...]:
+        """The emitters that are on the air without an annotation."""
+        return CLUTTER[self.kind] if self.clutter else ()
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("center_hz", "snr_db", "burst_s"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low:g} is above {high:g}; give the lower one first")
+        missing = [label for label in (*self.labels, *self.clutter_labels) if self.objects_per_chunk.get(label, 0.0) <= 0]
+        if missing:
+            raise ValueError(f"objects_per_chunk: give a number above 0 for {', '.join(missing)}")
+        return self
+
+
+def preset(kind: str, *, small: bool = False) -> SceneSettings:
+    """The settings of a detector's scenes.
+
+    Args:
+        kind: wifi_bluetooth, lte_uplink or creamy_chicken.
+        small: 100 ms for ten chunks of 10 ms, for training on two cores; otherwise 2 s for ten chunks of 200 ms.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in get_args(SceneKind):
+        raise UserError(f"there is no kind of scene called {kind}", f"Choose one of {', '.join(get_args(SceneKind))}")
+    chosen: SceneKind = next(name for name in LABELS if name == kind)
+    lengths = {"duration_s": 0.1, "chunk_s": 0.01} if small else {"duration_s": 2.0, "chunk_s": 0.2}
+    values = {**_SMALL[chosen], **lengths} if small else {**_FULL[chosen], **lengths}
+    return SceneSettings.model_validate({"kind": chosen, **values})
+
+
+_CLUTTER_SMALL = {"wifi": 1.0, "bluetooth": 1.0, "creamy_chicken": 0.5}
+_CLUTTER_FULL = {"wifi": 6.0, "bluetooth": 8.0, "creamy_chicken": 3.0}
+_UPLINK_HZ = (1_747e6, 1_747e6)
+
+_SMALL: dict[SceneKind, dict[str, object]] = {
+    "wifi_bluetooth": {"objects_per_chunk": {**_CLUTTER_SMALL, "wifi": 2.5, "bluetooth": 3.0}},
+    "lte_uplink": {
+        "sample_rate_hz": 20e6,
+        "center_hz": _UPLINK_HZ,
+        "objects_per_chunk": {**_CLUTTER_SMALL, "lte_uplink": 4.0},
+        "burst_s": (1e-3, 4e-3),
+    },
+    "creamy_chicken": {
+        "objects_per_chunk": {**_CLUTTER_SMALL, "creamy_chicken": 3.0},
+        "burst_s": (0.8e-3, 4e-3),
+        "collisions": 0.3,
+    },
+}
+_FULL: dict[SceneKind, dict[str, object]] = {
+    "wifi_bluetooth": {
+        "objects_per_chunk": {**_CLUTTER_FULL, "wifi": 12.0, "bluetooth": 16.0},
+        "burst_s": (0.6e-3, 3e-3),
+        "bluetooth_slots": (0.1, 0.3, 0.6),
+    },
+    "lte_uplink": {
+        "sample_rate_hz": 30.72e6,
+        "center_hz": _UPLINK_HZ,
+        "objects_per_chunk": {**_CLUTTER_FULL, "lte_uplink": 15.0},
+        "burst_s": (1e-3, 10e-3),
+    },
+    "creamy_chicken": {
+        "objects_per_chunk": {**_CLUTTER_FULL, "creamy_chicken": 8.0},
+        "burst_s": (5e-3, 40e-3),
+        "sweeps_hz_per_s": (0.1e9, 0.2e9, 0.4e9),
+        "collisions": 0.3,
+    },
+}

@@ -1,0 +1,57 @@
+"""Cross-validation on a real Ray cluster: a fold that cannot train leaves the others alone, and the same call goes on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from drawn_tiles import draw_tiles
+
+from longhaul.errors import UserError
+from longhaul.insight.folds import draw_folds
+from longhaul.insight.runs import resolve_run
+from longhaul.recipe import parse
+from longhaul.resilience.fold_report import load_report
+from longhaul.resilience.lease import lease
+from longhaul.resilience.run_directory import RunDirectory
+from longhaul.storage import Storage
+from longhaul.tuning.crossval import crossvalidate, fold_runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+RECIPE = """
+name: few-tiles
+workload: {kind: detection}
+model: {name: fasterrcnn_resnet18_fpn, stages: [2, 3], fpn_channels: 16, head_width: 32, anchor_px: 8, candidates: 64,
+        proposals: 20, anchor_samples: 32, proposal_samples: 32, max_detections: 20}
+data: {kind: spectrograms, root: ROOT, classes: [wifi, bluetooth], resolution: 64, loader_workers: 0, folds: 2}
+training: {steps: 3, global_batch: 4, micro_batch: 4}
+export: {batches: [1]}
+"""
+
+
+def test_a_fold_that_cannot_train_leaves_the_others_alone_and_is_taken_up_again(tmp_path: Path) -> None:
+    root = draw_tiles(tmp_path / "tiles", recordings=6, chunks=2)
+    recipe, storage = parse(RECIPE, overrides=[f"data.root={root}"]), str(tmp_path / "runs")
+    second = fold_runs(recipe, storage, "both")[1].run
+    standings: list[list[int]] = []
+    with lease(second):  # as if another driver trained it
+        first_try = crossvalidate(recipe, storage, "both", lambda folds: standings.append([s.step for _, s in folds]))
+    assert [fold.status for fold in first_try.folds] == ["finished", "failed"]
+    assert "is being trained by process" in (first_try.folds[1].error or "")
+    assert standings[-1][0] == 3
+    assert resolve_run("both", storage).name == "both_fold1"
+
+    segment = RunDirectory.open(f"{storage}/both_fold1").summary().segment
+    report = crossvalidate(recipe, storage, "both")
+    assert [fold.status for fold in report.folds] == ["finished", "finished"]
+    assert RunDirectory.open(f"{storage}/both_fold1").summary().segment == segment  # it was not trained again
+    assert load_report(Storage.open(f"{storage}/both")) == report
+    assert all("test/f1" in fold.results for fold in report.folds)
+    assert report.best is not None
+    assert report.best.best == max(fold.best or 0 for fold in report.folds)
+    assert [Path(picture).name for picture in draw_folds(storage, report)] == ["folds.png", "pr-curves.png"]
+
+    three = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": 3})})
+    with pytest.raises(UserError, match="has 2 folds, and the recipe asks for 3"):
+        crossvalidate(three, storage, "both")
