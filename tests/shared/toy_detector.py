@@ -54,7 +54,7 @@ def trained_detector() -> Detector:
 
 @functools.cache
 def _trained() -> Detector:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         detector = build_detector(SECTION, len(CLASSES), SIDE).train()
         optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3, fused=True)

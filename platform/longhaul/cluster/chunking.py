@@ -6,12 +6,15 @@ flight. On a cluster of several machines, recordings and folder must be on stora
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from longhaul.errors import UserError
 from longhaul.signals.chunks import Chunk, Tally, divide, origin_of, stretches, write_chunk
@@ -27,7 +30,6 @@ from longhaul.signals.tile_folder import (
     write_settings,
 )
 
-_log = logging.getLogger(__name__)
 _AHEAD = 2  # tasks in flight a worker: one at work, one waiting
 
 Progress = Callable[[int, int, Tally], None]
@@ -40,10 +42,10 @@ class Conversion:
 
     Attributes:
         folder: with the tiles.
-        tally: of all recordings; errors are in `failed`.
+        tally: of all recordings.
         recordings: how many gave chunks.
         left_out_s: seconds at the ends of recordings that filled no chunk.
-        failed: errors, a line each.
+        failed: recordings that gave no tiles or not all, a line each.
         notes: what is odd but not fatal, a line each.
     """
 
@@ -111,13 +113,15 @@ def convert(
         rates = ", ".join(f"{rate:g}" for rate in complete.sample_rates_hz)
         result.notes.append(f"the folder's recordings have sample rates of {rates}: a pixel is not the same time and band in all")
     total = sum(len(part.chunks) for part in parts)
-    done = 0
+    done, errors = 0, dict[str, list[str]]()
     for part, tally in _run(parts, settings, folder, workers):
         done += len(part.chunks)
-        result.failed.extend(tally.errors)
         result.tally.add(tally)
+        if tally.errors:
+            errors.setdefault(part.recording.name, []).extend(tally.errors)
         if progress is not None:
             progress(done, total, result.tally)
+    failed.extend(_first_of(errors[name]) for name in sorted(errors))
     return result
 
 
@@ -127,7 +131,7 @@ def _find(inputs: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: two recordings have one name, so their tiles would too.
     """
-    found = sorted({path.resolve() for given in inputs for path in find_recordings(given)})
+    found = sorted({Path(os.path.abspath(path)) for given in inputs for path in find_recordings(given)})
     names: dict[str, Path] = {}
     for path in found:
         other = names.setdefault(path.stem, path)
@@ -193,7 +197,7 @@ def _run_on_ray(parts: Sequence[_Part], settings: TileSettings, folder: Path, wo
     """Tallies as tasks end, in whatever order."""
     import ray
 
-    task = ray.remote(num_cpus=1)(_convert_alone)
+    task = ray.remote(num_cpus=1)(_convert_part)
     waiting, running = list(reversed(parts)), dict[Any, _Part]()
     try:
         while waiting or running:
@@ -208,22 +212,26 @@ def _run_on_ray(parts: Sequence[_Part], settings: TileSettings, folder: Path, wo
             ray.cancel(reference)
 
 
-def _convert_alone(part: _Part, settings: TileSettings, folder: Path) -> Tally:
-    """A task: one thread, as the cluster counts it."""
-    import torch
-
-    torch.set_num_threads(1)
-    return _convert_part(part, settings, folder)
-
-
 def _convert_part(part: _Part, settings: TileSettings, folder: Path) -> Tally:
     tally = Tally()
-    for chunk in part.chunks:
-        try:
-            tally.add(write_chunk(part.recording, chunk, settings, folder))
-        except UserError as error:
-            tally.errors += (f"{part.recording.name}: chunk {chunk.index}: {error}",)
+    with _one_thread():
+        for chunk in part.chunks:
+            try:
+                tally.add(write_chunk(part.recording, chunk, settings, folder))
+            except UserError as error:
+                tally.errors += (str(error),)
     return tally
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """What the cluster counts for a task. And the steps of a tile are short: on a busy machine, threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cluster_cpus(workers: int | None) -> int:
@@ -232,6 +240,12 @@ def _cluster_cpus(workers: int | None) -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _first_of(errors: Sequence[str]) -> str:
+    """A recording's errors in a line."""
+    more = len(errors) - 1
+    return min(errors) + (f" (and {more} more of its chunks failed)" if more else "")
 
 
 def _line(path: Path, error: Exception) -> str:

@@ -41,7 +41,7 @@ class OnnxModel(nn.Module):
 
 
 class TensorRTModel(nn.Module):
-    """A plan for one batch size, run on this machine's GPU; tensors come from the CPU and go back there.
+    """A plan for one batch size, run on this machine's GPU; answers are where the first input is.
 
     Args:
         plan: the serialized engine.
@@ -79,7 +79,7 @@ class TensorRTModel(nn.Module):
         if not self._context.execute_async_v3(stream.cuda_stream):
             raise LonghaulError("TensorRT could not start the inference; its log has the reason")
         stream.synchronize()
-        outputs = tuple(buffers[name].cpu() for name in self._outputs)
+        outputs = tuple(buffers[name].to(inputs[0].device) for name in self._outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
 

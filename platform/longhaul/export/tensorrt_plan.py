@@ -78,7 +78,9 @@ def build_plan(
     trt = importlib.import_module(name)
     device = torch.cuda.get_device_name() if name == "tensorrt" else "any"
     logger = _python_logger(trt)
-    timings = _TimingCache(timing_cache, f"{name}-{trt.__version__}-{device}") if timing_cache is not None else None
+    timings = None
+    if timing_cache is not None and name == "tensorrt":  # the RTX builder measures nothing
+        timings = _TimingCache(timing_cache, f"{name}-{trt.__version__}-{device}")
     plan = _build(trt, logger, onnx_file, None if batch is not None else _Profile(signature, max_batch), timings)
     if torch.cuda.is_available():
         _check_loads(trt, logger, plan)
@@ -105,7 +107,7 @@ class _Profile:
 
 
 class _TimingCache:
-    """What a builder measured, kept in a file for each builder, version and device; builders without one are left alone."""
+    """What a builder measured, kept in a file for each builder, version and device."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.timing"

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longhaul.errors import UserError
 from longhaul.signals.geometry import TileGeometry
@@ -105,7 +107,7 @@ class Tally:
         kept: tiles that were complete already.
         boxes: on the tiles, written and kept.
         slivers: parts of annotations that got no box.
-        errors: what went wrong, a line each, with the chunk it went wrong in.
+        errors: what went wrong, a line a chunk.
     """
 
     written: int = 0
@@ -143,12 +145,19 @@ def write_chunk(recording: Recording, chunk: Chunk, settings: TileSettings, fold
         else:
             missing[piece] = (png, labelling.boxes)
     if missing:
-        iq = torch.from_numpy(recording.read(chunk.start, chunk.count))
+        iq = torch.from_numpy(_read(recording, chunk))
         tiles = front_end.to_uint8(iq).view(front_end.pieces, front_end.tile, front_end.tile).numpy()
         for piece, (png, boxes) in missing.items():
             write_tile(png, tiles[piece], boxes)
             tally.written += 1
     return tally
+
+
+def _read(recording: Recording, chunk: Chunk) -> NDArray[np.complex64]:
+    try:
+        return recording.read(chunk.start, chunk.count)
+    except OSError as error:  # apart from one on writing: this ends a recording, that ends all
+        raise UserError(f"{recording.data}: cannot be read ({error.strerror or error})", "Restore the file") from error
 
 
 def origin_of(recording: Recording) -> Origin:

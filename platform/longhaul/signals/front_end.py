@@ -7,7 +7,8 @@ version that travels with every model.
 
 Power is scaled so that a tone at full scale has 0 dB. A frame's power depends on its own samples alone and all sums have a
 fixed order, so the pixels are the same to the bit however many threads and processes work. Against a float64 reference
-the level of a pixel differs by at most 4e-3 dB within 80 dB of the spectrogram's peak.
+a bin or a pixel within 80 dB of the spectrogram's peak differs by less than 1e-2 dB (seen in 1,500 random captures: 7e-3 dB in
+a bin, 3e-3 dB in a pixel), and a pixel of a PNG by at most one grey level.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ _CLUTTER_FULL = {"wifi": 6.0, "bluetooth": 8.0, "creamy_chicken": 3.0}
 _UPLINK_HZ = (1_747e6, 1_747e6)
 
 _SMALL: dict[SceneKind, dict[str, object]] = {
-    "wifi_bluetooth": {"objects_per_chunk": {**_CLUTTER_SMALL, "wifi": 2.5, "bluetooth": 3.0}},
+    "wifi_bluetooth": {"objects_per_chunk": {**_CLUTTER_SMALL, "wifi": 2.0, "bluetooth": 2.5}},
     "lte_uplink": {
         "sample_rate_hz": 20e6,
         "center_hz": _UPLINK_HZ,

@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
+from scipy.signal import firwin, oaconvolve
 
 from longhaul.signals.noise import Noise
 from longhaul.signals.recording import Annotation
@@ -20,6 +20,8 @@ from longhaul.signals.traffic import Transmission, plan_traffic
 from longhaul.signals.waveforms import Chirp, length
 
 BLOCK = 1 << 20  # samples rendered at a time: part of what a seed means, because filters round by block
+EDGE_TAPS = 256  # of the filter that cuts a burst off at the band's edge, at the capture's rate
+EDGE_CUT = 0.99  # of half the rate: half the amplitude there, so that little is left to fold over the edge
 HEADROOM = 4.5  # peak of the strongest burst over its own root mean square, and a little
 
 
@@ -109,7 +111,8 @@ class Scene:
         turns = burst.offset_hz / (factor * rate) * np.arange(signal.size) + rng.random()
         moved = signal * np.exp(2j * np.pi * turns)
         if factor > 1:
-            moved = resample_poly(moved, 1, factor)
+            taps = firwin(EDGE_TAPS * factor + 1, EDGE_CUT / factor)
+            moved = oaconvolve(moved, taps, mode="same")[::factor]
         level = math.sqrt(noise.power_in(burst.offset_hz - half, burst.offset_hz + half)) * 10 ** (burst.snr_db / 20)
         exact = np.zeros(placed.count, np.complex64)
         exact[: moved.size] = level * moved[: placed.count]

@@ -86,8 +86,8 @@ def _in_archive(path: Path) -> Source:
     data = next((member for member in files if member.name == stem + DATA), None)
     if data is None:
         raise UserError(f"{path}: the archive has no {Path(stem).name}{DATA}", "Pack the recording with its data")
-    if data.issparse() or data.offset_data + data.size > path.stat().st_size:
-        raise UserError(f"{path}: its data are sparse or cut short", "Fetch or pack the archive anew")
+    if data.issparse():  # its bytes are not in one piece; one cut short is a TarError above
+        raise UserError(f"{path}: its data are stored with holes left out", "Pack the archive without tar's --sparse")
     return Source(path, path.stem, meta, path, data.offset_data, data.size)
 
 

@@ -113,6 +113,19 @@ class TileSettings(BaseModel):
         return round(self.chunk_s * sample_rate_hz)
 
 
+def tile_settings(*, chunk_s: float, nfft: int, hop: int, tile: int, cut: tuple[int, int] = (1, 1)) -> TileSettings:
+    """Settings as a user gives them; all others have their defaults.
+
+    Raises:
+        UserError: a value that cannot be, with the name of its field.
+    """
+    front_end = {"nfft": nfft, "hop": hop, "tile": tile, "cut": cut}
+    try:
+        return TileSettings.model_validate({"front_end": front_end, "chunk_s": chunk_s})
+    except ValidationError as error:
+        raise UserError(_first(error).removeprefix("front_end: ").removeprefix("front_end."), "Correct it") from None
+
+
 def tile_path(folder: Path, recording: str, number: int) -> Path:
     """Where tile `number` of a recording lies."""
     return folder / f"chunk_{recording}_{number:03}.png"

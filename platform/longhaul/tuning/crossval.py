@@ -78,10 +78,11 @@ def crossvalidate(recipe: Recipe, storage: str, name: str, watch: Watch = lambda
     Raises:
         UserError: data or recipe are not in order: found before anything starts.
     """
+    place = Storage.open(f"{storage.rstrip('/')}/{name}")
+    _check_folds(place, name, recipe)
     folds = fold_runs(recipe, storage, name)
     for fold in folds:
         check(fold.recipe)
-    place = Storage.open(f"{storage.rstrip('/')}/{name}")
     goal = build(folds[0].recipe).goal
     _note_folds(place, name, goal, folds)
     waiting = [fold for fold in folds if fold.run.summary().status != "finished"]
@@ -151,12 +152,15 @@ def _fold(fold: FoldRun, error: str | None) -> Fold:
     )
 
 
-def _note_folds(place: Storage, name: str, goal: Goal, folds: Sequence[FoldRun]) -> None:
-    """The report from the start on, so that whoever looks finds the runs; it refuses another number of folds."""
-    before = load_report(place)
-    if before is not None and len(before.folds) != len(folds):
-        problem = f"crossval {name!r}: has {len(before.folds)} folds, and the recipe asks for {len(folds)}"
+def _check_folds(place: Storage, name: str, recipe: Recipe) -> None:
+    before, asked = load_report(place), max(getattr(recipe.data, "folds", 0), 1)
+    if before is not None and len(before.folds) != asked:
+        problem = f"crossval {name!r}: has {len(before.folds)} folds, and the recipe asks for {asked}"
         raise UserError(problem, "Give another --name, or data.folds as it was")
-    if before is None:
+
+
+def _note_folds(place: Storage, name: str, goal: Goal, folds: Sequence[FoldRun]) -> None:
+    """The report from the start on, so that whoever looks finds the runs."""
+    if load_report(place) is None:
         standing = [Fold(number=fold.number, run=fold.run.name, status="pending") for fold in folds]
         save_report(place, FoldReport(name=name, goal=f"val/{goal.metric}", direction=goal.direction, folds=standing))

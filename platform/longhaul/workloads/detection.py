@@ -93,7 +93,10 @@ class Detection:
     @cached_property
     def _signature(self) -> Signature:
         side, most = self._data.resolution, self._network.max_detections
-        front_end = read_front_end(Path(self._data.root).expanduser())
+        made = read_front_end(Path(self._data.root).expanduser())  # None for tiles of other programs
+        tiles = None
+        if made is not None:
+            tiles = {**made.model_dump(mode="json", exclude={"recordings"}), "sample_rates_hz": list(made.sample_rates_hz)}
         return Signature(
             task="detection",
             inputs=(TensorSpec(name="image", dtype="float32", shape=(1, side, side)),),
@@ -104,7 +107,7 @@ class Detection:
                 TensorSpec(name="flag", dtype="float32", shape=()),
             ),
             classes=self._data.classes,
-            preprocess={"tile": side, "front_end": front_end.model_dump(mode="json") if front_end else None},
+            preprocess={"resolution": side, "tiles": tiles},
         )
 
     def signature(self) -> Signature:

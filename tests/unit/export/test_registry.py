@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +278,20 @@ def test_on_s3(bucket: str, files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         registry.publish(description("other"), [*files, tmp_path / "absent"])
     assert registry.names() == ["digits"]
+
+
+def test_a_manifest_from_before_batches_and_decisions_still_decodes(small: Registry, files: list[Path]) -> None:
+    plans = [{"file": "model.rtx.plan", "builder": "tensorrt_rtx", "builder_version": "1.3", "device": "any"}]
+    manifest = small.publish(description(plans=plans), files)
+    members = json.loads(manifest.encode())
+    del members["batches"], members["parity"]["decisions"], members["plans"][0]["batch"], members["plans"][0]["precision"]
+    del members["sha256"]
+    canonical = json.dumps(members, sort_keys=True, separators=(",", ":"))
+    members["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    old = Path(small.folder("digits", "1"), "manifest.json")
+    old.write_text(json.dumps(members, indent=1) + "\n")
+    read = small.resolve("digits", "1")
+    assert read == manifest
+    assert read.model_files == {None: "model.onnx"}
+    assert read.model_file(3) == "model.onnx"
+    assert (read.plans[0].batch, read.plans[0].precision, read.parity.decisions) == (None, "fp32", None)

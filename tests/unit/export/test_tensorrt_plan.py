@@ -37,8 +37,8 @@ def test_the_export_holds_a_real_plan(registry: Registry, tmp_path: Path) -> Non
     assert registry.fetch(manifest, tmp_path / "fetched")[plan.file].read_bytes()[1:4] == b"trt"
 
 
-def write_onnx(path: Path, operator: str) -> Path:
-    shape = ["batch", 3, 8, 8]
+def write_onnx(path: Path, operator: str, batch: int | str = "batch") -> Path:
+    shape = [batch, 3, 8, 8]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "logits")]
     domain = "" if operator == "Relu" else "nobody.knows"
     graph = helper.make_graph([helper.make_node(operator, ["image"], ["logits"], domain=domain)], "one", ends[:1], ends[1:])
@@ -79,3 +79,37 @@ def test_without_a_builder_there_is_no_plan_and_a_reason(
     monkeypatch.setattr(tensorrt_plan, "_module", lambda name: None)
     assert build_plan(tmp_path / "model.onnx", SIGNATURE, tmp_path, max_batch=2) is None
     assert "neither tensorrt nor tensorrt_rtx is installed" in caplog.text
+
+
+def test_a_graph_of_fixed_shapes_needs_no_profile(tmp_path: Path) -> None:
+    need_rtx()
+    file = write_onnx(tmp_path / "model.b2.onnx", "Relu", batch=2)
+    plan = build_plan(file, SIGNATURE, tmp_path, max_batch=8, batch=2, precision="fp16", timing_cache=tmp_path / "cache")
+    assert plan is not None
+    assert (plan.file, plan.batch, plan.precision) == ("model.b2.rtx.plan", 2, "fp16")
+    assert not (tmp_path / "cache").exists()  # this builder measures nothing
+
+
+def test_types_are_the_graphs(tmp_path: Path) -> None:
+    need_rtx()
+    import tensorrt_rtx
+
+    flags = tensorrt_plan._strongly_typed(tensorrt_rtx)
+    assert flags == 1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert tensorrt_plan._strongly_typed(object()) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_what_a_builder_measured_is_kept_for_the_next_build(tmp_path: Path) -> None:
+    need_rtx()
+    import tensorrt_rtx
+
+    builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
+    cache = tensorrt_plan._TimingCache(tmp_path / "cache", "tensorrt-11.4-NVIDIA H200 / 1")
+    for _ in range(2):  # the second reads what the first wrote
+        config = builder.create_builder_config()
+        cache.load(config)
+        cache.keep(config)
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["tensorrt-11.4-NVIDIA-H200-1.timing"]
+    cache.load(object())  # a builder without one is left alone
+    cache.keep(object())

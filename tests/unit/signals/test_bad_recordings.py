@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     refused(archive, "packed.sigmf")
     archive.write_bytes(b"no tar")
     refused(archive, "tar archive")
+
+
+def test_an_archive_with_the_holes_left_out_is_refused(tmp_path: Path) -> None:
+    meta = written(tmp_path)
+    with meta.with_suffix(".sigmf-data").open("r+b") as file:
+        file.truncate(8 << 20)
+    archive = tmp_path / "packed.sigmf"
+    subprocess.run(["tar", "-C", tmp_path, "-cSf", archive, meta.name, "capture.sigmf-data"], check=True)
+    assert archive.stat().st_size < 1 << 20
+    refused(archive, "holes")
 
 
 @pytest.mark.parametrize("datatype", FLOATS)

@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +81,21 @@ def test_what_was_written_about_a_recording_is_read_back(tmp_path: Path, center_
     recording = open_recording(written(tmp_path, "cap.2.4GHz", center_hz=center_hz, started=started))
     assert (recording.name, recording.sample_rate_hz, recording.center_hz) == ("cap.2.4GHz", RATE, center_hz)
     assert recording.annotations == (WIFI, HOP)
-    assert recording.started == datetime(2026, 5, 4, 10, 30, 0, 250000, tzinfo=UTC)
+    assert recording.started is not None
+    assert recording.started.isoformat() == "2026-05-04T10:30:00.250000+00:00"
     assert recording.notes == ()
     assert recording.duration_s == len(SAMPLES) / RATE
     assert recording.size_bytes == 8 * len(SAMPLES)
+
+
+@pytest.mark.parametrize("text", ["2026-05-04T10:30:00Z", "2026-05-04T12:30:00.000000000+02:00", "2026-05-04T10:30:00"])
+def test_the_time_of_day_is_read_in_utc_and_written_with_a_z(tmp_path: Path, text: str) -> None:
+    meta = change(written(tmp_path), captures=[{"core:sample_start": 0, "core:datetime": text}], annotations=[])
+    started = open_recording(meta).started
+    assert started is not None
+    assert started.isoformat() == "2026-05-04T10:30:00+00:00"
+    again = written(tmp_path, "again", started=started.astimezone(timezone(timedelta(hours=9))))
+    assert json.loads(again.read_text())["captures"][0]["core:datetime"] == "2026-05-04T10:30:00.000000Z"
 
 
 def test_edges_are_written_as_absolute_frequencies_where_the_centre_is_known(tmp_path: Path) -> None:
