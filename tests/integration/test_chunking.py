@@ -120,7 +120,8 @@ def test_bad_recordings_are_listed_and_the_others_converted(recordings: Path, tm
 
     app = typer.Typer()
     app.command()(chunk)
-    command = [str(recordings), "--out", str(tmp_path / "out"), *"--chunk-s 0.01 --nfft 256 --tile 64 --workers 0".split()]
+    settings = ["--chunk-s", "0.01", "--nfft", "256", "--tile", "64", "--workers", "0"]
+    command = [str(recordings), "--out", str(tmp_path / "out"), *settings]
     shown = CliRunner().invoke(app, command, terminal_width=300)
     assert shown.exit_code == 1, shown.output
     assert "19 tiles of 4 recordings written" in shown.output
@@ -138,7 +139,7 @@ def test_recordings_of_one_name_and_a_wrong_stamp_are_refused_before_anything_is
     recordings: Path, tmp_path: Path
 ) -> None:
     record(recordings / "again", "two")
-    with pytest.raises(UserError, match=r"again/two.sigmf-meta: has the same name as .*recordings/two.sigmf-meta"):
+    with pytest.raises(UserError, match=r"recordings/two.sigmf-meta: has the same name as .*again/two.sigmf-meta"):
         convert([recordings], tmp_path / "out", SETTINGS, workers=0)
     with pytest.raises(UserError, match=r"--stamp today: is not of the form"):
         convert([recordings / "one.sigmf-meta"], tmp_path / "out", SETTINGS, workers=0, stamp="today")

@@ -78,7 +78,8 @@ def table(tuned: Tuned, recipe: Recipe | None) -> Table:
     used = {} if recipe is None else _used(recipe)
     for path, value in tuned.fields().items():
         mine = used.get(path)
-        told = str(mine) if mine == value else f"[yellow]{mine}[/] ({path} was given)"
+        text = f"{mine:g}" if isinstance(mine, int | float) else str(mine)
+        told = text if mine == value else f"[yellow]{text}[/] (given)"
         shown.add_row(_TITLES[path], f"{value:g}", *([told] if recipe else []))
     return shown
 

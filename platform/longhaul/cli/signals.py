@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from longhaul.cli import chunk
+from longhaul.cli import chunk, scenes
 from longhaul.cli.export import size_text
 
 if TYPE_CHECKING:
     from longhaul.signals.recording import Recording
 
 app = typer.Typer(help="Inspect recordings, make synthetic ones, and cut them into tiles.", no_args_is_help=True)
+app.command(name="make")(scenes.make)
 app.command(name="chunk")(chunk.chunk)
 
 

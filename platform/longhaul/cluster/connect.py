@@ -197,6 +197,8 @@ def speaks_grpc(host: str, port: int) -> bool:
 def _init_local(num_cpus: int | None) -> None:
     import ray
 
+    # Ray warns at four processes a core; a run's driver, controller and helpers need no core, and folds have several of each.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * (num_cpus or os.cpu_count() or 1)))
     ray.init(
         address="local",
         num_cpus=num_cpus,

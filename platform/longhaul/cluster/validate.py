@@ -65,7 +65,7 @@ def validate(config: dict[str, Any]) -> list[Problem]:
 
 
 def _check_schema(config: dict[str, Any]) -> Iterator[Problem]:
-    import jsonschema  # type: ignore[import-untyped]
+    import jsonschema
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))

@@ -28,6 +28,8 @@ class OnnxModel(nn.Module):
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        # A number of its own choice it would bind to cores, and then wait for whoever else is busy there.
+        options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in turn
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [spec.name for spec in signature.inputs]

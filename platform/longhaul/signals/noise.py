@@ -67,7 +67,7 @@ class Noise:
         """The next samples of the stream."""
         white = np.concatenate([self._before, self._white(count)])
         self._before = white[-(TAPS - 1) :]
-        return (oaconvolve(white, self._taps, mode="valid") + self._offset).astype(np.complex64)
+        return np.asarray(oaconvolve(white, self._taps, mode="valid") + self._offset, np.complex64)
 
     def _white(self, count: int) -> NDArray[np.complex64]:
         return self._rng.standard_normal(2 * count, dtype=np.float32).view(np.complex64)

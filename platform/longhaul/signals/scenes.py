@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import firwin, oaconvolve
 
+from longhaul.signals.annotations import Annotation
 from longhaul.signals.noise import Noise
-from longhaul.signals.recording import Annotation
 from longhaul.signals.scene_settings import SceneSettings
 from longhaul.signals.traffic import Transmission, plan_traffic
 from longhaul.signals.waveforms import Chirp, length
@@ -40,7 +40,8 @@ class Scene:
 
     Args:
         settings: what it is made of.
-        seed: two scenes of the same settings and seed are the same bytes.
+        seed: two scenes of the same settings, seed and number are the same bytes.
+        number: which of the seed's scenes; any two of them are independent, and so are those of two seeds.
 
     Attributes:
         samples: length in samples.
@@ -49,10 +50,11 @@ class Scene:
         annotations: every labelled burst, clipped to the capture and to its band.
     """
 
-    def __init__(self, settings: SceneSettings, seed: int) -> None:
-        rng = np.random.default_rng([seed, 0])
+    def __init__(self, settings: SceneSettings, seed: int, number: int = 0) -> None:
+        rng = np.random.default_rng([seed, number, 0])
         self.settings = settings
         self.seed = seed
+        self.number = number
         self.samples = round(settings.duration_s * settings.sample_rate_hz)
         low, high = settings.center_hz
         self.center_hz = low + 0.5e6 * int(rng.integers(0, int((high - low) / 0.5e6) + 1))
@@ -71,7 +73,7 @@ class Scene:
         low, high = self.settings.snr_db
         others = f", unlabelled clutter of {', '.join(self.settings.clutter_labels)}" if self.settings.clutter else ""
         return (
-            f"synthetic {self.settings.kind}, seed {self.seed}, SNR {low:g} to {high:g} dB "
+            f"synthetic {self.settings.kind}, seed {self.seed}, scene {self.number}, SNR {low:g} to {high:g} dB "
             f"(power of a burst over the noise power in its bandwidth), noise sloping "
             f"{self.settings.noise.slope_db_per_decade:g} dB a decade{others}"
         )
@@ -98,12 +100,12 @@ class Scene:
     def noise(self) -> Noise:
         """The scene's noise from its beginning; so weak that the strongest burst stays within full scale."""
         rms = 1 / (HEADROOM * 10 ** (self.settings.snr_db[1] / 20))
-        return Noise(self.settings.noise, self.settings.sample_rate_hz, rms, np.random.default_rng([self.seed, 1]))
+        return Noise(self.settings.noise, self.settings.sample_rate_hz, rms, np.random.default_rng([self.seed, self.number, 1]))
 
     def _render(self, placed: _Placed, noise: Noise) -> NDArray[np.complex64]:
         """A burst at its frequency and level, as long as planned."""
         rate, burst = self.settings.sample_rate_hz, placed.burst
-        rng = np.random.default_rng([self.seed, 2, placed.index])
+        rng = np.random.default_rng([self.seed, self.number, 2, placed.index])
         half = burst.emission.bandwidth_hz / 2
         # what reaches over the band's edge is made at a higher rate and filtered, or it would fold back at the other edge
         factor = math.ceil((abs(burst.offset_hz) + 1.25 * half) / (rate / 2))

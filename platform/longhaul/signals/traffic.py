@@ -1,8 +1,9 @@
 """Who transmits what, when and where: the plan of a synthetic scene, before a sample of it exists."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,12 @@ WIFI_ACKNOWLEDGEMENT = WifiPacket(symbols=6)  # 44 us
 WIFI_CHANNELS_HZ = tuple(2_412e6 + 5e6 * number for number in range(13))  # 1 to 13
 WIFI_USUAL_HZ = (2_412e6, 2_437e6, 2_462e6)  # 1, 6 and 11
 BLUETOOTH_CHANNELS_HZ = tuple(2_402e6 + 1e6 * number for number in range(79))
+
+ORDERS: tuple[Literal[4, 16], ...] = (4, 16)
+SLOTS: tuple[Literal[1, 3, 5], ...] = (1, 3, 5)
+SHAPES: tuple[Literal["up", "down", "triangle"], ...] = ("up", "down", "triangle")
+
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def wifi_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Gener
         now = -rng.uniform(0, idle_s)
         while now < settings.duration_s:
             wanted_s = _log_uniform(rng, low, high)
-            order = 4 if rng.random() < 0.5 else 16
+            order = _pick(rng, ORDERS)
             packet = WifiPacket(max(1, round((wanted_s - WIFI_PREAMBLE_S) / WIFI_SYMBOL_S)), order)
             yield Transmission("wifi", packet, now, channel, float(rng.choice(stations)))
             now += packet.duration_s
@@ -110,8 +117,8 @@ def bluetooth_traffic(settings: SceneSettings, center_hz: float, rng: np.random.
     now = -rng.uniform(0, 5) * BLUETOOTH_SLOT_S
     turn = 0
     while now < settings.duration_s:
-        slots = (1, 3, 5)[int(rng.choice(3, p=weights))]
-        offset = BLUETOOTH_CHANNELS_HZ[int(rng.integers(79))] - center_hz
+        slots = SLOTS[int(rng.choice(3, p=weights))]
+        offset = _pick(rng, BLUETOOTH_CHANNELS_HZ) - center_hz
         if rng.random() < load and abs(offset) + 0.25e6 < half:
             yield Transmission("bluetooth", BluetoothPacket(slots, index), now, offset, float(devices[turn]))
         now += slots * BLUETOOTH_SLOT_S
@@ -140,7 +147,7 @@ def lte_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Genera
                 continue
             for spot in spots:
                 taken[subframe : subframe + lasting + 1, spot : spot + size] = True
-            order = 4 if rng.random() < 0.5 else 16
+            order = _pick(rng, ORDERS)
             snr_db = float(rng.uniform(*settings.snr_db))
             each = 2 * lasting if len(spots) == 1 else 1
             for part in range(len(spots)):
@@ -156,7 +163,7 @@ def chirp_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Gene
     while now < settings.duration_s:
         sweep = float(rng.choice(settings.sweeps_hz_per_s))
         longest = min(settings.burst_s[1], 0.4 * settings.sample_rate_hz / sweep)
-        shape = ("up", "down", "triangle")[int(rng.integers(3))]
+        shape = _pick(rng, SHAPES)
         chirp = Chirp(_log_uniform(rng, min(settings.burst_s[0], longest), longest), sweep, shape)
         room = 0.48 * settings.sample_rate_hz - chirp.bandwidth_hz / 2
         yield Transmission("creamy_chicken", chirp, now, rng.uniform(-room, room), float(rng.uniform(*settings.snr_db)))
@@ -199,9 +206,9 @@ def _edge_cases(
         edges.append(settings.chunk_s * int(rng.integers(1, chunks)))
     bursts = []
     for edge_s in edges:
-        burst = traffic[int(rng.integers(len(traffic)))]
+        burst = _pick(rng, traffic)
         bursts.append(replace(burst, start_s=edge_s - rng.uniform(0.3, 0.7) * burst.emission.duration_s))
-    partial = traffic[int(rng.integers(len(traffic)))]
+    partial = _pick(rng, traffic)
     offset = _beyond_the_edge(partial, settings.sample_rate_hz / 2, center_hz, rng)
     if offset is not None:
         moment = rng.uniform(0.1, 0.9) * settings.duration_s
@@ -227,6 +234,10 @@ def _without_collisions(
         if rng.random() < share or not any(burst.meets(other) for other in kept):
             kept.append(burst)
     return kept
+
+
+def _pick(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
+    return options[int(rng.integers(len(options)))]
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

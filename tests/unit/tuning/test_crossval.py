@@ -1,0 +1,76 @@
+"""What a cross-validation decides before it trains: its runs, how many at once, what they will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from drawn_tiles import draw_tiles
+
+from longhaul.errors import UserError
+from longhaul.recipe import Recipe, parse
+from longhaul.tuning.crossval import fold_runs, parallel_folds
+from longhaul.tuning.estimate import Cost, measure_cost
+
+RECIPE = """
+name: few-tiles
+workload: {kind: detection}
+model: {name: fasterrcnn_resnet18_fpn, stages: [2, 3], fpn_channels: 16, head_width: 32, anchor_px: 8, candidates: 64,
+        proposals: 20, anchor_samples: 32, proposal_samples: 32, max_detections: 20}
+data: {kind: spectrograms, root: ROOT, classes: [wifi, bluetooth], resolution: 64, loader_workers: 0, folds: 3}
+training: {steps: 3, global_batch: 4, micro_batch: 4}
+export: {batches: [1]}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return parse(RECIPE, overrides=[f"data.root={draw_tiles(tmp_path_factory.mktemp('tiles'))}"])
+
+
+def test_each_fold_is_a_run_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    folds = fold_runs(recipe, str(tmp_path), "signals")
+    assert [fold.run.name for fold in folds] == ["signals_fold1", "signals_fold2", "signals_fold3"]
+    assert [fold.recipe.data.fold for fold in folds] == [0, 1, 2]
+    one = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": 0})})
+    assert [fold.run.name for fold in fold_runs(one, str(tmp_path), "plain")] == ["plain_fold1"]
+
+
+def test_a_data_set_without_recordings_has_no_folds(tmp_path: Path) -> None:
+    digits = parse("{name: d, model: {name: resnet18}, data: {kind: digits}, training: {epochs: 1}}")
+    with pytest.raises(UserError, match="has no recordings to deal into folds"):
+        fold_runs(digits, str(tmp_path), "d")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "resources", "folds"),
+    [
+        ("{workers: 1}", {"CPU": 2}, 2),
+        ("{workers: 2}", {"CPU": 5}, 2),
+        ("{workers: 1, cpus_per_worker: 4}", {"CPU": 2}, 1),
+        ("{workers: 1}", {"CPU": 16, "GPU": 4}, 4),
+        ("{workers: 2}", {"CPU": 16, "GPU": 4}, 2),
+        ("{workers: 1, gpu: false}", {"CPU": 16, "GPU": 4}, 16),
+    ],
+)
+def test_as_many_folds_at_once_as_the_cluster_has_room_for(
+    recipe: Recipe, scaling: str, resources: dict[str, float], folds: int
+) -> None:
+    assert parallel_folds(parse(RECIPE, overrides=[f"scaling={scaling}"]), resources) == folds
+
+
+def test_the_estimate_counts_rounds_of_folds() -> None:
+    cost = Cost(train_s=0.1, measure_s=0.05, train=100, validation=20, device="CPU")
+    assert cost.total_s(10, folds=0, workers=1, parallel=4) == pytest.approx(10 * (10 + 1))
+    assert cost.total_s(10, folds=5, workers=1, parallel=2) == pytest.approx(3 * 110)  # two, two, one
+    assert cost.total_s(10, folds=4, workers=2, parallel=2) == pytest.approx(2 * 55)
+
+
+def test_the_cost_is_measured_on_the_recipes_own_data(recipe: Recipe) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    cost = measure_cost(recipe)
+    assert cost.train_s > cost.measure_s > 0
+    assert cost.train + cost.validation < 24  # the test recordings are not among them
+    assert torch.get_num_threads() == threads
