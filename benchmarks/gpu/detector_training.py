@@ -1,4 +1,4 @@
-"""Training steps of the detectors on a GPU: images a second, and model FLOPs utilisation (MFU) against this GPU's measured ceiling.
+"""Training steps of the detectors on a GPU: tiles a second, and model FLOPs utilisation (MFU) against the measured ceiling.
 
     PYTHONPATH=platform python benchmarks/gpu/detector_training.py
     PYTHONPATH=platform python benchmarks/gpu/detector_training.py --device cpu --tile 128 --batch 2     (does it run at all)

@@ -22,7 +22,7 @@ def draw_tiles(root: Path, *, recordings: int = 6, chunks: int = 4, side: int = 
             boxes = []
             for _ in range(int(generator.integers(1, 4))):
                 label = CLASSES[int(generator.integers(2))]
-                width, height = ((side // 4, side // 3) if label == "wifi" else (side // 10, side // 8))
+                width, height = (side // 4, side // 3) if label == "wifi" else (side // 10, side // 8)
                 x, y = int(generator.integers(0, side - width)), int(generator.integers(0, side - height))
                 pixels[y : y + height, x : x + width] = generator.normal(140 if label == "wifi" else 230, 10, (height, width))
                 boxes.append({"label": label, "x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height})

@@ -84,7 +84,7 @@ def _add_decisions(table: Table, decisions: DecisionsRecord, verdict: str) -> No
         lines = [f"{'' if found.passed else '[bold red]FAILED[/] '}{escape(str(found))}" for found in runtime.thresholds]
         lines.append(f"mean average precision {runtime.map:.4f} (torch {runtime.torch_map:.4f})")
         if runtime.unsettled_tiles:
-            lines.append(f"[yellow]{runtime.unsettled_tiles} tiles with a suppression that may not be exact[/]")
+            lines.append(f"[yellow]tiles on which a suppression may not be exact: {runtime.unsettled_tiles}[/]")
         sizes = ", ".join(map(str, runtime.batch_sizes))
         table.add_row(runtime.runtime, "\n".join([f"batches of {sizes}", *lines]))
     need = f"{decisions.rpn_iterations} and {decisions.detection_iterations}"

@@ -94,7 +94,7 @@ def export_run(
             name=recipe.export.model_name or recipe.name,
             signature=workload.signature(),
             max_batch=max(recipe.export.batches, default=recipe.export.max_batch),
-            batches=tuple(sorted(recipe.export.batches)),
+            batches=tuple(sorted(set(recipe.export.batches))),
             metrics=exported.comparison.metrics,
             parity=exported.comparison.record,
             recipe_sha256=run.recipe().sha256,
@@ -132,7 +132,7 @@ def _export(
 ) -> _Exported:
     """ONNX files, engine plans, and how both compare with the model."""
     section, signature = recipe.export, workload.signature()
-    batches = sorted(section.batches)
+    batches = sorted(set(section.batches))
     graph = workload.exportable(model, section.precision)
     files = export_onnx(graph, signature, folder, max_batch=section.max_batch, opset=section.opset, batches=batches)
     sizes = ", ".join(map(str, batches)) if batches else f"1 to {section.max_batch}"
