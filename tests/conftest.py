@@ -75,11 +75,11 @@ def ray_cluster(s3_server: str) -> Iterator[str]:
 def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> PublishTiny:
     """`publish_tiny(registry, name="tiny", seed=0)`: one linear layer over 8 x 8 pictures, four classes, batches up to 4."""
 
-    def publish(registry: Registry, name: str = "tiny", seed: int = 0) -> Manifest:
+    def publish(registry: Registry, name: str = "tiny", seed: int = 0, task: str = "classification") -> Manifest:
         file = tmp_path_factory.mktemp("tiny") / "model.onnx"
         _write_linear(file, seed)
         signature = Signature(
-            task="classification",
+            task=task,
             inputs=(TensorSpec(name="image", dtype="float32", shape=(3, 8, 8)),),
             outputs=(TensorSpec(name="logits", dtype="float32", shape=(4,)),),
             classes=("north", "east", "south", "west"),

@@ -73,9 +73,10 @@ class DetectorSection(_Network):
     """Detections a tile."""
 
     @model_validator(mode="after")
-    def _rising_stages(self) -> DetectorSection:
-        if sorted(set(self.stages)) != list(self.stages):
-            raise ValueError(f"stages {list(self.stages)} are not rising; write for example [2, 3, 4]")
+    def _stages_in_a_row(self) -> DetectorSection:
+        first, last = self.stages[0], self.stages[-1]
+        if list(self.stages) != list(range(first, last + 1)):
+            raise ValueError(f"stages {list(self.stages)} do not follow each other; write for example [2, 3, 4]")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from longhaul.serving.batching import Batcher
 from longhaul.serving.classifier import Classifier, ImageLimits, Prediction
 from longhaul.serving.inference import EngineKind, InferenceEngine, make_engine
 from longhaul.serving.refusals import UnknownModel
+
+SERVED_TASKS = ("classification",)
+_log = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -136,14 +140,22 @@ def choose(registry: Registry, wanted: Sequence[str] = ()) -> list[Manifest]:
     """What to serve: `name` (its `prod`, else its latest version) or `name@version`; all names if none are given.
 
     Raises:
-        UserError: the registry is empty, or has no such model or version.
+        UserError: the registry is empty, has no such model or version, or a model's task is not served.
         IntegrityError: a manifest is damaged.
     """
     references = list(dict.fromkeys(wanted)) or registry.names()
     if not references:
         fix = "Fill it with `longhaul export RUN`, or give another registry"
         raise UserError(f"registry {registry.uri}: holds no model", fix)
-    return [registry.resolve(*split_reference(reference)) for reference in references]
+    manifests = [registry.resolve(*split_reference(reference)) for reference in references]
+    served = [manifest for manifest in manifests if manifest.signature.task in SERVED_TASKS]
+    others = [manifest for manifest in manifests if manifest not in served]
+    if others and (wanted or not served):
+        problem = f"model {others[0].name}: is of task {others[0].signature.task!r}, which is not served yet"
+        raise UserError(problem, f"Name models of task {' or '.join(SERVED_TASKS)}")
+    for manifest in others:
+        _log.warning("model %s is left out: task %s is not served yet", manifest.name, manifest.signature.task)
+    return served
 
 
 def load(registry: Registry, manifests: Sequence[Manifest], *, kind: EngineKind = "auto", threads: int = 1) -> Catalog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,29 +91,34 @@ class Detection:
         assert isinstance(model, Detector)
         return StaticDetector(model, precision=precision)
 
-    @cached_property
-    def _signature(self) -> Signature:
-        side, most = self._data.resolution, self._network.max_detections
-        made = read_front_end(Path(self._data.root).expanduser())  # None for tiles of other programs
-        tiles = None
-        if made is not None:
-            tiles = {**made.model_dump(mode="json", exclude={"recordings"}), "sample_rates_hz": list(made.sample_rates_hz)}
-        return Signature(
-            task="detection",
-            inputs=(TensorSpec(name="image", dtype="float32", shape=(1, side, side)),),
-            outputs=(
-                TensorSpec(name="boxes", dtype="float32", shape=(most, 4)),
-                TensorSpec(name="scores", dtype="float32", shape=(most,)),
-                TensorSpec(name="labels", dtype="int32", shape=(most,)),
-                TensorSpec(name="flag", dtype="float32", shape=()),
-            ),
-            classes=self._data.classes,
-            preprocess={"resolution": side, "tiles": tiles},
-        )
-
     def signature(self) -> Signature:
         """`image` (1, T, T) in 0..1 -> `boxes` (D, 4), `scores` (D,), `labels` (D,) that count from 1, `flag` ()."""
-        return self._signature
+        return detector_signature(self._data, self._network, self._tiles)
+
+    @cached_property
+    def _tiles(self) -> dict[str, Any] | None:
+        """How the tiles were made; None for those of other programs."""
+        made = read_front_end(Path(self._data.root).expanduser())
+        if made is None:
+            return None
+        return {**made.model_dump(mode="json", exclude={"recordings"}), "sample_rates_hz": list(made.sample_rates_hz)}
+
+
+def detector_signature(data: SpectrogramData, network: DetectorSection, tiles: dict[str, Any] | None = None) -> Signature:
+    """What a detector takes and gives; `tiles` says how its tiles are made from a signal."""
+    side, most = data.resolution, network.max_detections
+    return Signature(
+        task="detection",
+        inputs=(TensorSpec(name="image", dtype="float32", shape=(1, side, side)),),
+        outputs=(
+            TensorSpec(name="boxes", dtype="float32", shape=(most, 4)),
+            TensorSpec(name="scores", dtype="float32", shape=(most,)),
+            TensorSpec(name="labels", dtype="int32", shape=(most,)),
+            TensorSpec(name="flag", dtype="float32", shape=()),
+        ),
+        classes=data.classes,
+        preprocess={"resolution": side, "tiles": tiles},
+    )
 
 
 def detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> list[Boxes]:

@@ -105,3 +105,12 @@ def test_a_relative_registry_and_an_absolute_one_are_the_same(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     publish_tiny(Registry("models"))
     assert names(choose(Registry(str(tmp_path / "models")))) == ["tiny@1"]
+
+
+def test_models_of_other_tasks_are_left_out_and_refused_by_name(registry, publish_tiny, caplog) -> None:
+    publish_tiny(registry)
+    publish_tiny(registry, name="detector", task="detection")
+    assert names(choose(registry)) == ["tiny@1"]
+    assert "detector is left out: task detection is not served yet" in caplog.text
+    with pytest.raises(UserError, match="detector: is of task 'detection', which is not served yet"):
+        choose(registry, ["tiny", "detector"])
