@@ -86,8 +86,16 @@ def test_a_recording_without_a_date_goes_on_in_the_folder_of_the_first_try(tmp_p
         abs((datetime.strptime(first.folder.name, "%Y%m%d_%H%M%S") - datetime.now(UTC).replace(tzinfo=None)).total_seconds())
         < 600
     )
+    yesterday = first.folder.rename(first.folder.with_name("20260101_120000"))
     again = convert([path], tmp_path / "out", SETTINGS, workers=0)
-    assert (again.folder, again.tally.written, again.tally.kept) == (first.folder, 0, 5)
+    assert (again.folder, again.tally.written, again.tally.kept) == (yesterday, 0, 5)
+
+
+def test_tiles_from_elsewhere_are_not_mixed_with_new_ones(recordings: Path, tmp_path: Path) -> None:
+    folder = convert([recordings], tmp_path / "out", SETTINGS, workers=0).folder
+    (folder / "front_end.json").unlink()
+    with pytest.raises(UserError, match=r"has tiles from elsewhere, without front_end.json"):
+        convert([recordings], tmp_path / "out", SETTINGS, workers=0)
 
 
 def test_a_changed_setting_is_refused_by_name_and_nothing_is_touched(recordings: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ _TILE = re.compile(r"(?P<side>\d+)(?:/(?P<time>\d+)x(?P<frequency>\d+))?")
 
 def chunk(
     recordings: Annotated[
-        list[Path], typer.Argument(help="SigMF recordings, or folders of them.", show_default=False, metavar="RECORDINGS...")
+        list[Path], typer.Argument(help="SigMF recordings, or folders of them.", show_default=False, metavar="RECORDINGS")
     ],
     out: Annotated[Path, typer.Option(help="Folder that gets spec_image/YYYYMMDD_HHMMSS with the tiles.", show_default=False)],
     chunk_s: Annotated[float, typer.Option("--chunk-s", min=0.0, help="Length of a chunk in seconds.")] = 0.2,

@@ -82,19 +82,21 @@ def crossval(
 
 
 def summary_table(report: FoldReport) -> Table:
-    """A row a fold, and their mean and standard deviation."""
+    """A row a fold, its best validation and its results on the test recordings; below, their mean and standard deviation."""
     metrics = sorted({metric for fold in report.folds for metric in fold.results})
     best = report.best
-    shown = Table("fold", "run", f"best {report.goal}", "at step", *metrics, title=f"cross-validation {report.name}")
+    title = f"cross-validation {report.name}: results on the test recordings"
+    shown = Table("fold", report.goal, "step", *(metric.removeprefix("test/") for metric in metrics), title=title)
     for fold in report.folds:
         mark = " *" if best is not None and fold.number == best.number else ""
-        values = [f"{fold.results[metric]:.4f}" if metric in fold.results else "" for metric in metrics]
-        goal = "" if fold.best is None else f"{fold.best:.4f}{mark}"
-        shown.add_row(str(fold.number), fold.run, goal, str(fold.best_step or ""), *values)
+        values = [f"{fold.results[metric]:.3f}" if metric in fold.results else "" for metric in metrics]
+        goal = "" if fold.best is None else f"{fold.best:.3f}{mark}"
+        shown.add_row(str(fold.number), goal, str(fold.best_step or ""), *values)
     if metrics:
         spread = [report.spread(metric) for metric in metrics]
         shown.add_section()
-        shown.add_row("mean", "", "", "", *(f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in spread))
+        shown.add_row("mean", "", "", *(f"{mean:.3f}" for mean, _ in spread))
+        shown.add_row("±", "", "", *(f"{deviation:.3f}" for _, deviation in spread))
     return shown
 
 
@@ -119,8 +121,10 @@ class _Bars:
             begun = summary.total_steps > 0
             best = f"best {summary.goal} {summary.best:.4f}" if summary.best is not None else ""
             note = f"{best}{'' if summary.status == 'running' else ' ' + summary.status}" if begun else "waits"
-            self._progress.update(task, completed=summary.step, total=summary.total_steps if begun else None, note=note)
-            if summary.status == "finished":
+            over = summary.status == "finished"  # perhaps early
+            total = summary.step if over else summary.total_steps if begun else None
+            self._progress.update(task, completed=summary.step, total=total, note=note)
+            if over:
                 self._progress.stop_task(task)
 
     def __enter__(self) -> _Bars:

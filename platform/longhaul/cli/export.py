@@ -73,7 +73,8 @@ def _summary(manifest: Manifest, registry: Registry) -> Table:
         table.add_row("plan", f"{plan.file} by {plan.builder} {plan.builder_version} for {plan.device} device")
     table.add_row("size", size_text(manifest.total_bytes))
     if parity.passed:
-        table.add_row("next", f"longhaul models promote {manifest.name} {manifest.version}{escape(at)}\nlonghaul serve")
+        serve = "\nlonghaul serve" if manifest.signature.task == "classification" else ""
+        table.add_row("next", f"longhaul models promote {manifest.name} {manifest.version}{escape(at)}{serve}")
     return table
 
 

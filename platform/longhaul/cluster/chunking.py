@@ -97,9 +97,7 @@ def convert(
     failed: list[str] = []
     opened = list(_open(paths, failed))
     folder = out / "spec_image" / (stamp or _stamp(out, opened))
-    before = read_settings(folder)
-    if before is not None and (difference := settings_difference(settings, before)):
-        raise UserError(f"{folder / SETTINGS}: {difference}", "Give the same settings, another --out, or a new --stamp")
+    before = _settings_before(folder, settings)
     result = Conversion(folder, failed=failed)
     parts = _plan(opened, settings, before, result, max(1, workers or _cluster_cpus(workers)))
     if not parts:
@@ -158,6 +156,20 @@ def _stamp(out: Path, recordings: Sequence[Recording]) -> str:
             return folder.name
     begun = [recording.started for recording in recordings if recording.started is not None]
     return f"{min(begun, default=datetime.now(UTC)):%Y%m%d_%H%M%S}"
+
+
+def _settings_before(folder: Path, settings: TileSettings) -> TileSettings | None:
+    """What a folder has been made with so far, or None for a new one.
+
+    Raises:
+        UserError: that is something else, or unknown.
+    """
+    before = read_settings(folder)
+    if before is None and any(folder.glob("chunk_*.png")):
+        raise UserError(f"{folder}: has tiles from elsewhere, without {SETTINGS}", "Give another --out or a new --stamp")
+    if before is not None and (difference := settings_difference(settings, before)):
+        raise UserError(f"{folder / SETTINGS}: {difference}", "Give the same settings, another --out, or a new --stamp")
+    return before
 
 
 def _plan(

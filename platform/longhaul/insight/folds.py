@@ -54,11 +54,11 @@ def folds_figure(report: FoldReport) -> Figure:
         mean, deviation = report.spread(metric)
         axes.hlines(mean, place - 0.42, place + 0.42, color="black", linewidth=1)
         axes.text(place, 1.02, f"{mean:.3f}\n± {deviation:.3f}", ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_xticks(range(len(metrics)), [metric.removeprefix("test/") for metric in metrics])
     axes.set_ylim(0, 1.15)
     axes.set_title(f"{report.name}: test recordings, mean ± standard deviation over folds", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=min(len(done), 5), loc="lower center")
+    axes.legend(frameon=False, fontsize=8, ncols=min(len(done), 5), loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure
 
 
