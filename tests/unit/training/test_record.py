@@ -129,12 +129,22 @@ def test_evaluations_become_metrics_and_events(recorder: Recorder, run: RunDirec
     result = Evaluation({"top1": 0.75}, [[3, 1], [0, 4]], ("a", "b"))
     assert recorder.evaluation(progress, "val", result) == {"val/top1": 0.75}
     recorder.evaluation(progress, "test", result)
-    recorder.finish(progress, {"test/top1": 0.75}, "test of c5")
+    recorder.finish(progress, {"test/top1": 0.75}, "test of c5", {"answers.png": b"drawn"})
     events = run.events().to_pandas()
     assert events["kind"].tolist() == ["validated", "confusion", "finished"]
     assert json.loads(events["detail"][1])["matrix"] == [[3, 1], [0, 4]]
     assert run.summary().status == "finished"
     assert run.summary().results == {"test/top1": 0.75}
+    assert run.storage.read_bytes("pictures/answers.png") == b"drawn"
+
+
+def test_curves_of_the_test_split_become_an_event(recorder: Recorder, run: RunDirectory) -> None:
+    result = Evaluation({"f1": 0.75}, None, ("a",), [[1.0, 0.5]])
+    recorder.evaluation(Progress(step=5), "val", result)
+    recorder.evaluation(Progress(step=5), "test", result)
+    events = run.events().to_pandas()
+    assert events["kind"].tolist() == ["validated", "pr_curves"]
+    assert json.loads(events["detail"][1])["curves"] == [[1.0, 0.5]]
 
 
 def test_other_ranks_write_nothing(run: RunDirectory, clock: Clock) -> None:
@@ -144,5 +154,5 @@ def test_other_ranks_write_nothing(run: RunDirectory, clock: Clock) -> None:
     other.look(Progress(step=1, cursor=10))
     other.training(Progress(step=1, cursor=10), 0.1)
     other.evaluation(Progress(step=1), "test", Evaluation({"top1": 1.0}, [[1]], ("a",)))
-    other.finish(Progress(step=1), {}, "x")
+    other.finish(Progress(step=1), {}, "x", {"answers.png": b"drawn"})
     assert {f.name for f in Path(run.uri).rglob("*")} == before
