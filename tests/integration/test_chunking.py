@@ -18,7 +18,7 @@ from longhaul.cli.chunk import chunk
 from longhaul.cluster.chunking import convert
 from longhaul.errors import UserError
 from longhaul.signals.front_end import FrontEnd
-from longhaul.signals.recording import Annotation, write_recording
+from longhaul.signals.recording import Annotation, open_recording, write_recording
 from longhaul.signals.tile_folder import TileSettings, boxes_path, read_front_end, read_tiles
 
 SETTINGS = TileSettings(front_end=FrontEnd(nfft=256, hop=128, tile=64), chunk_s=0.01)
@@ -32,6 +32,14 @@ def record(folder: Path, name: str, *, samples: int = 45_000, started: datetime 
     iq[12_000:23_000] += 0.2 * np.exp(2j * np.pi * 0.2 * np.arange(11_000))
     annotation = Annotation("wifi", 12_000, int(changes.get("count", 11_000)), 150e3, 250e3)
     return write_recording(folder / name, iq.astype(np.complex64), sample_rate_hz=1e6, annotations=[annotation], started=started)
+
+
+def without_checksum(file: Path) -> None:
+    """As of a recorder that writes none: the data are not what they were."""
+    meta = file.with_suffix(".sigmf-meta")
+    content = json.loads(meta.read_text())
+    del content["global"]["core:sha512"]
+    meta.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -120,6 +128,7 @@ def test_bad_recordings_are_listed_and_the_others_converted(recordings: Path, tm
     samples = np.fromfile(nan, dtype=np.complex64)
     samples[25_000] = np.nan
     samples.tofile(nan)
+    without_checksum(nan)
     odd = record(recordings, "odd").with_suffix(".sigmf-data")
     os.truncate(odd, odd.stat().st_size - 3)
     record(recordings, "short", samples=24_000).with_suffix(".sigmf-data").unlink()
@@ -143,17 +152,30 @@ def test_bad_recordings_are_listed_and_the_others_converted(recordings: Path, tm
     assert names == ["chunk_nan_000", "chunk_nan_001", "chunk_nan_003", "chunk_nan_004"]
 
 
-def test_recordings_of_one_name_and_a_wrong_stamp_are_refused_before_anything_is_written(
-    recordings: Path, tmp_path: Path
-) -> None:
-    record(recordings / "again", "two")
-    with pytest.raises(UserError, match=r"recordings/two.sigmf-meta: has the same name as .*again/two.sigmf-meta"):
-        convert([recordings], tmp_path / "out", SETTINGS, workers=0)
+def test_a_wrong_stamp_is_refused_before_anything_is_written(recordings: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--stamp today: is not of the form"):
         convert([recordings / "one.sigmf-meta"], tmp_path / "out", SETTINGS, workers=0, stamp="today")
     assert not (tmp_path / "out").exists()
     one = recordings / "one.sigmf-meta"
     assert convert([one, one, recordings / "one.sigmf-data"], tmp_path / "out", SETTINGS, workers=0).tally.written == 5
+
+
+def test_of_two_recordings_of_one_name_the_second_is_listed_and_the_rest_converted(recordings: Path, tmp_path: Path) -> None:
+    record(recordings / "again", "two")
+    result = convert([recordings], tmp_path / "out", SETTINGS, workers=0)
+    assert result.tally.written > 0
+    assert [line for line in result.failed if "has the same name as" in line and "two.sigmf-meta" in line]
+
+
+def test_data_that_are_not_those_of_the_metadata_are_listed(recordings: Path, tmp_path: Path) -> None:
+    """Of the same length, so that only the checksum tells: replaced before the conversion, and after it."""
+    data = recordings / "two.sigmf-data"
+    assert open_recording(recordings / "two.sigmf-meta").sha512 is not None
+    whole = data.read_bytes()
+    data.write_bytes(bytes(len(whole)))
+    result = convert([recordings], tmp_path / "out", SETTINGS, workers=0)
+    assert [line for line in result.failed if "are not those that core:sha512 describes" in line]
+    assert "two" not in {tile.recording for tile in read_tiles(tmp_path / "out")}
 
 
 BOUNDED = """
@@ -188,6 +210,7 @@ def test_a_capture_larger_than_memory_is_converted(tmp_path: Path) -> None:
         tmp_path / "large", np.zeros(2_000_000, np.complex64), sample_rate_hz=20e6, datatype="ci8", started=STARTED
     )
     os.truncate(large.with_suffix(".sigmf-data"), 256 << 20)  # sparse
+    without_checksum(large)
     headroom = 96 << 20
     command = [sys.executable, "-c", BOUNDED, str(small), str(large), str(tmp_path / "out"), str(headroom)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})

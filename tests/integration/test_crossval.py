@@ -15,7 +15,7 @@ from longhaul.resilience.fold_report import load_report
 from longhaul.resilience.lease import lease
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.storage import Storage
-from longhaul.tuning.crossval import crossvalidate, fold_runs
+from longhaul.tuning.crossval import crossvalidate, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -33,25 +33,30 @@ export: {batches: [1]}
 def test_a_fold_that_cannot_train_leaves_the_others_alone_and_is_taken_up_again(tmp_path: Path) -> None:
     root = draw_tiles(tmp_path / "tiles", recordings=6, chunks=2)
     recipe, storage = parse(RECIPE, overrides=[f"data.root={root}"]), str(tmp_path / "runs")
-    second = fold_runs(recipe, storage, "both")[1].run
+    folds = prepare(recipe, storage, "both")
     standings: list[list[int]] = []
-    with lease(second):  # as if another driver trained it
-        first_try = crossvalidate(recipe, storage, "both", lambda folds: standings.append([s.step for _, s in folds]))
+    with lease(folds[1].run):  # as if another driver trained it
+        first_try = crossvalidate(folds, storage, "both", lambda standing: standings.append([s.step for _, s in standing]))
     assert [fold.status for fold in first_try.folds] == ["finished", "failed"]
     assert "is being trained by process" in (first_try.folds[1].error or "")
     assert standings[-1][0] == 3
-    assert resolve_run("both", storage).name == "both_fold1"
+    with pytest.raises(UserError, match=r"1 of 2 folds have finished.*or name a fold: both_fold1"):
+        resolve_run("both", storage)
 
     segment = RunDirectory.open(f"{storage}/both_fold1").summary().segment
-    report = crossvalidate(recipe, storage, "both")
+    report = crossvalidate(prepare(recipe, storage, "both"), storage, "both")
     assert [fold.status for fold in report.folds] == ["finished", "finished"]
     assert RunDirectory.open(f"{storage}/both_fold1").summary().segment == segment  # it was not trained again
     assert load_report(Storage.open(f"{storage}/both")) == report
     assert all("test/f1" in fold.results for fold in report.folds)
     assert report.best is not None
     assert report.best.best == max(fold.best or 0 for fold in report.folds)
+    assert resolve_run("both", storage).name == report.best.run
     assert [Path(picture).name for picture in draw_folds(storage, report)] == ["folds.png", "pr-curves.png"]
 
     three = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": 3})})
-    with pytest.raises(UserError, match="has 2 folds, and the recipe asks for 3"):
-        crossvalidate(three, storage, "both")
+    with pytest.raises(UserError, match="has 2 folds, and this one asks for 3"):
+        prepare(three, storage, "both")
+    other = parse(RECIPE, overrides=[f"data.root={root}", "seed=9"])
+    with pytest.raises(UserError, match=r"exists with another recipe \(seed: 0 -> 9\).*--auto-tune and --set as before"):
+        prepare(other, storage, "both")

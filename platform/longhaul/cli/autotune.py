@@ -104,8 +104,8 @@ def estimate(recipe: Recipe, parallel: int) -> str:
     total = cost.total_s(epochs, folds=folds, workers=recipe.scaling.most, parallel=parallel)
     what = f"{folds} folds, {parallel} at a time" if folds > 1 else "one split"
     return (
-        f"estimated {_duration(total)} at most for {what}: {cost.train_s:.3g} s a sample measured on {cost.device}, "
-        f"{cost.train} to train on, {epochs:g} epochs (early stopping makes it shorter)"
+        f"estimated {_duration(total)} of training for {what}: {cost.train_s:.3g} s a sample measured on {cost.device}, "
+        f"{cost.train} to train on, {epochs:g} epochs; early stopping makes it shorter, start-up and a busy machine longer"
     )
 
 

@@ -37,8 +37,8 @@ def crossval(
 ) -> None:
     """Cross-validate a detector: deal the recordings into folds, train one run a fold on Ray, compare them.
 
-    Chunks of one recording are never on both sides of a split. Folds train side by side where the cluster has room. A crash or
-    Ctrl-C loses nothing: the same command goes on. `longhaul export NAME` exports the best fold.
+    Chunks of one recording are never on both sides of a split. Folds train side by side where the cluster has room. On Ctrl-C
+    they save and end; after that, as after a crash, the same command goes on. `longhaul export NAME` exports the best fold.
 
     Example: longhaul crossval jobs/recipes/detection/wifi_bluetooth_small.yaml --auto-tune
 
@@ -51,7 +51,7 @@ def crossval(
     from longhaul.insight.folds import draw_folds
     from longhaul.recipe import load
     from longhaul.recipe.paths import anchored
-    from longhaul.tuning.crossval import crossvalidate, parallel_folds
+    from longhaul.tuning.crossval import crossvalidate, parallel_folds, prepare
 
     console = Console(highlight=False, soft_wrap=True)
     if auto_tune:
@@ -60,13 +60,14 @@ def crossval(
     else:
         loaded = anchored(load(recipe, overrides), Path.cwd())
     root, chosen = storage or default_storage(), name or loaded.name
+    folds = prepare(loaded, root, chosen)
     console.print(f"[dim]{connect(address)}[/]")
     console.print(estimate(loaded, parallel_folds(loaded, ray.cluster_resources())))
     try:
         with _Bars(console) as bars:
-            report = crossvalidate(loaded, root, chosen, bars.show)
+            report = crossvalidate(folds, root, chosen, bars.show)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the newest checkpoints")
+        console.print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     console.print(summary_table(report))
     for picture in draw_folds(root, report):
@@ -85,7 +86,7 @@ def summary_table(report: FoldReport) -> Table:
     """A row a fold, its best validation and its results on the test recordings; below, their mean and standard deviation."""
     metrics = sorted({metric for fold in report.folds for metric in fold.results})
     best = report.best
-    title = f"cross-validation {report.name}: results on the test recordings"
+    title = f"cross-validation {report.name}: {report.goal} on each fold's own recordings, the rest on the test recordings"
     shown = Table("fold", report.goal, "step", *(metric.removeprefix("test/") for metric in metrics), title=title)
     for fold in report.folds:
         mark = " *" if best is not None and fold.number == best.number else ""
@@ -95,8 +96,9 @@ def summary_table(report: FoldReport) -> Table:
     if metrics:
         spread = [report.spread(metric) for metric in metrics]
         shown.add_section()
-        shown.add_row("mean", "", "", *(f"{mean:.3f}" for mean, _ in spread))
-        shown.add_row("±", "", "", *(f"{deviation:.3f}" for _, deviation in spread))
+        mean_goal, goal_deviation = report.goal_spread()
+        shown.add_row("mean", f"{mean_goal:.3f}", "", *(f"{mean:.3f}" for mean, _ in spread))
+        shown.add_row("±", f"{goal_deviation:.3f}", "", *(f"{deviation:.3f}" for _, deviation in spread))
     return shown
 
 

@@ -89,12 +89,12 @@ def convert(
         progress: called as chunks get done.
 
     Raises:
-        UserError: no recordings, two of one name, a stamp that is none, or a folder made with other settings.
+        UserError: no recordings, a stamp that is none, or a folder made with other settings.
     """
     if stamp is not None and not is_stamp(stamp):
         raise UserError(f"--stamp {stamp}: is not of the form YYYYMMDD_HHMMSS", "Give for example --stamp 20260131_235959")
-    paths = _find(inputs)
     failed: list[str] = []
+    paths = _find(inputs, failed)
     opened = list(_open(paths, failed))
     folder = out / "spec_image" / (stamp or _stamp(out, opened))
     before = _settings_before(folder, settings)
@@ -123,21 +123,15 @@ def convert(
     return result
 
 
-def _find(inputs: Sequence[Path]) -> list[Path]:
-    """Paths of the recordings, each once, by name.
-
-    Raises:
-        UserError: two recordings have one name, so their tiles would too.
-    """
+def _find(inputs: Sequence[Path], failed: list[str]) -> list[Path]:
+    """Paths of the recordings, each once; a second one of a name, whose tiles would have it too, is put down in `failed`."""
     found = sorted({Path(os.path.abspath(path)) for given in inputs for path in find_recordings(given)})
     names: dict[str, Path] = {}
     for path in found:
         other = names.setdefault(path.stem, path)
         if other != path:
-            raise UserError(
-                f"{path}: has the same name as {other}, so their tiles would too", "Rename one, or convert it elsewhere"
-            )
-    return found
+            failed.append(f"{path}: has the same name as {other}, so their tiles would too. Convert it with another --out")
+    return sorted(names.values())
 
 
 def _open(paths: Sequence[Path], failed: list[str]) -> Iterator[Recording]:
@@ -185,6 +179,8 @@ def _plan(
                     f"{recording.path}: is not as it was when tiles were made of it in {result.folder}",
                     f"Remove its tiles (chunk_{recording.name}_*) and its entry in {SETTINGS}, or give a new --stamp",
                 )
+            if known is None and recording.sha512 is not None:
+                open_recording(recording.path, verify=True)  # all of it is about to be read anyway
             division = divide(recording, settings)
         except UserError as error:
             result.failed.append(str(error))

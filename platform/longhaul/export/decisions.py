@@ -157,7 +157,7 @@ class _Side:
 
     def record(self, name: Runtime, torch_map: float, exported_map: float, bounds: BoundsRecord) -> RuntimeRecord:
         thresholds = tuple(tally.record(bounds) for tally in self.tallies)
-        something = any(record.reference for record in thresholds)
+        something = all(record.reference for record in thresholds)  # nothing to compare is no agreement
         return RuntimeRecord(
             runtime=name,
             batch_sizes=self.runtime.sizes,

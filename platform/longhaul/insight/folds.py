@@ -56,7 +56,7 @@ def folds_figure(report: FoldReport) -> Figure:
         axes.text(place, 1.02, f"{mean:.3f}\n± {deviation:.3f}", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(metrics)), [metric.removeprefix("test/") for metric in metrics])
     axes.set_ylim(0, 1.15)
-    axes.set_title(f"{report.name}: test recordings, mean ± standard deviation over folds", fontsize=11)
+    axes.set_title(f"{report.name}: the same test recordings for every fold, mean ± standard deviation", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=min(len(done), 5), loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure

@@ -114,8 +114,11 @@ def resolve_run(run: str, storage: str) -> RunDirectory:
             return found
         folds = load_report(found.storage)
         if folds is not None:
-            if folds.best is None:
-                raise UserError(f"crossval {run!r}: no fold has finished yet", "Give the same `longhaul crossval` command again")
+            done = [fold for fold in folds.folds if fold.status == "finished"]
+            if folds.best is None or len(done) < len(folds.folds):
+                problem = f"crossval {run!r}: {len(done)} of {len(folds.folds)} folds have finished"
+                one = f", or name a fold: {done[0].run}" if done else ""
+                raise UserError(problem, f"Give the same `longhaul crossval` command again{one}")
             return RunDirectory.open(f"{uri.rpartition('/')[0] or '.'}/{folds.best.run}")
     there = [other.name for other in RunDirectory.all(folder or "/")]
     near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)

@@ -55,10 +55,18 @@ class FoldReport(BaseModel):
         sign = 1 if self.direction == "max" else -1
         return max(done, key=lambda fold: sign * (fold.best or 0.0), default=None)
 
+    def goal_spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of the best goal over the folds: each on recordings that it was not trained on."""
+        return _spread([fold.best for fold in self.folds if fold.best is not None])
+
     def spread(self, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation (N - 1) of a result over the folds that have it; of one fold, 0 deviation."""
-        values = [fold.results[metric] for fold in self.folds if metric in fold.results]
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        """Mean and standard deviation of a result over the folds that have it: all on the same test recordings."""
+        return _spread([fold.results[metric] for fold in self.folds if metric in fold.results])
+
+
+def _spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation (N - 1); of one value, 0 deviation."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def save_report(storage: Storage, report: FoldReport) -> None:

@@ -165,7 +165,12 @@ def origin_of(recording: Recording) -> Origin:
     digest = hashlib.sha256()
     for one in recording.annotations:
         digest.update(f"{one.label!r} {one.start} {one.count} {one.low_hz!r} {one.high_hz!r}\n".encode())
-    return Origin(sample_rate_hz=recording.sample_rate_hz, samples=recording.samples, annotations_sha256=digest.hexdigest())
+    return Origin(
+        sample_rate_hz=recording.sample_rate_hz,
+        samples=recording.samples,
+        annotations_sha256=digest.hexdigest(),
+        sha512=recording.sha512,
+    )
 
 
 def stretches(chunks: Sequence[Chunk], workers: int, most: int = 32) -> list[tuple[Chunk, ...]]:

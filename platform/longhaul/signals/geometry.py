@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 LEAST_SIDE_PX = 1.0
 LEAST_SHARE = 0.1
+PLAIN_SIDE_PX = 4.0
 
 
 class Corners(NamedTuple):
@@ -79,8 +80,9 @@ class TileGeometry:
     ) -> Corners | None:
         """A box in pixels, clipped to the tile; arguments as for `corners`. None for one outside the tile, and for a sliver.
 
-        A sliver is thinner than `least_side_px`, or so little of the box that it says nothing of the signal: under
-        `least_share` of what the tile could show of it. (A signal ten times as long as the chunk fills each tile and stays.)
+        A sliver is thinner than `least_side_px`; or thinner than `PLAIN_SIDE_PX` and so little of the box that it says nothing
+        of the signal: under `least_share` of what the tile could show of it. What is plain to see has a box, however small a
+        part it is: without one a detector would be taught that nothing is there.
         """
         whole = self.corners(start, count, low_hz, high_hz)
         seen = Corners(*(min(max(edge, 0.0), float(self.side)) for edge in whole))
@@ -88,7 +90,7 @@ class TileGeometry:
         if width <= 0 or height <= 0 or min(width, height) < least_side_px:
             return None
         share = width / min(whole.x_max - whole.x_min, self.side) * height / min(whole.y_max - whole.y_min, self.side)
-        return seen if share >= least_share else None
+        return seen if share >= least_share or min(width, height) >= PLAIN_SIDE_PX else None
 
     def meets(self, start: float, count: float, low_hz: float, high_hz: float) -> bool:
         """Whether any part of a box is on the tile; arguments as for `corners`."""

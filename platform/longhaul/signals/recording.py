@@ -42,6 +42,7 @@ class Recording:
         notes: what is odd but not fatal.
         data: the file with the samples.
         offset: of the first sample in it, in bytes.
+        sha512: of the data, as the metadata state it; only `open_recording(verify=True)` compares it.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Recording:
     notes: tuple[str, ...]
     data: Path
     offset: int
+    sha512: str | None = None
 
     @property
     def duration_s(self) -> float:
@@ -131,7 +133,7 @@ def open_recording(path: Path, *, verify: bool = False) -> Recording:
     center = _center(metadata["captures"], source, notes)
     first = metadata["global"].get("core:offset", 0)
     segments = _segments(metadata["captures"], first, samples, source, notes)
-    frame = Frame(source.path.name, float(rate), center, first, samples, segments)
+    frame = Frame(str(source.path), float(rate), center, first, samples, segments)
     annotations, odd = parse_annotations(metadata["annotations"], frame)
     if verify:
         _verify(metadata["global"].get("core:sha512"), source, notes)
@@ -147,6 +149,7 @@ def open_recording(path: Path, *, verify: bool = False) -> Recording:
         notes=(*notes, *odd),
         data=source.data,
         offset=source.offset + header,
+        sha512=metadata["global"].get("core:sha512"),
     )
 
 

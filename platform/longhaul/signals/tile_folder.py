@@ -84,6 +84,8 @@ class Origin(BaseModel):
     sample_rate_hz: float
     samples: int
     annotations_sha256: str
+    sha512: str | None = None
+    """Of its data, as its metadata state it."""
 
 
 class TileSettings(BaseModel):

@@ -7,6 +7,7 @@ same command again goes on with what is not finished.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +17,16 @@ from ray.exceptions import RayTaskError
 from longhaul.errors import LonghaulError, UserError
 from longhaul.recipe import Recipe, dump, parse
 from longhaul.resilience.fold_report import Fold, FoldReport, load_report, save_report
+from longhaul.resilience.requests import ask, asked
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.storage import Storage
 from longhaul.training.launch import check
-from longhaul.workloads import Goal, build
+from longhaul.workloads import build
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_PATIENCE_S = 60.0  # for folds to save and end
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,31 @@ Watch = Callable[[Sequence[tuple[FoldRun, Summary]]], None]
 """Is shown how the folds stand, about once a second."""
 
 
-def fold_runs(recipe: Recipe, storage: str, name: str) -> list[FoldRun]:
-    """A run `<name>_fold1`, `<name>_fold2` ... for each of the recipe's folds; of no folds, one run.
+def prepare(recipe: Recipe, storage: str, name: str) -> list[FoldRun]:
+    """A run `<name>_fold1`, `<name>_fold2` ... for each of the recipe's folds, checked; of no folds, one. Nothing is written.
 
     Raises:
-        UserError: the recipe's data have no folds, or a run of that name has another recipe.
+        UserError: the recipe's data have no folds or are not in order, or a fold of that name has another recipe.
     """
     if recipe.data.kind != "spectrograms":
-        raise UserError(
-            f"data.kind {recipe.data.kind}: has no recordings to deal into folds", "Give a recipe of tiles (spectrograms)"
-        )
-    runs = []
-    for fold in range(max(recipe.data.folds, 1)):
-        data = recipe.data.model_copy(update={"fold": fold})
-        of_fold = recipe.model_copy(update={"data": data})
-        runs.append(FoldRun(fold + 1, RunDirectory.prepare(storage, f"{name}_fold{fold + 1}", of_fold), of_fold))
-    return runs
+        problem = f"data.kind {recipe.data.kind}: has no recordings to deal into folds"
+        raise UserError(problem, "Give a recipe of tiles (spectrograms)")
+    count = max(recipe.data.folds, 1)
+    before = load_report(_place(storage, name))
+    if before is not None and len(before.folds) != count:
+        problem = f"crossval {name!r}: has {len(before.folds)} folds, and this one asks for {count}"
+        raise UserError(problem, "Give another --name, or the same recipe and --set as before")
+    folds = []
+    for number in range(1, count + 1):
+        of_fold = recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": number - 1})})
+        try:
+            run = RunDirectory.prepare(storage, f"{name}_fold{number}", of_fold)
+        except UserError as error:
+            fix = "Give another --name, or the same recipe, --auto-tune and --set as before"
+            raise UserError(f"crossval {name!r}: {error.problem}", fix) from None
+        check(of_fold)
+        folds.append(FoldRun(number, run, of_fold))
+    return folds
 
 
 def parallel_folds(recipe: Recipe, resources: dict[str, float]) -> int:
@@ -66,29 +78,30 @@ def parallel_folds(recipe: Recipe, resources: dict[str, float]) -> int:
     return max(int(min(rooms)), 1)
 
 
-def crossvalidate(recipe: Recipe, storage: str, name: str, watch: Watch = lambda standing: None) -> FoldReport:
+def crossvalidate(folds: Sequence[FoldRun], storage: str, name: str, watch: Watch = lambda standing: None) -> FoldReport:
     """Train all folds on the connected Ray cluster; a fold that fails leaves the others alone.
 
+    Interrupted, it asks the folds to save and end; the same call later goes on with them.
+
     Args:
-        recipe: with `data.folds`.
+        folds: from `prepare`.
         storage: where runs lie.
         name: of the whole; the report is `<storage>/<name>/crossval.json`.
         watch: see `Watch`.
-
-    Raises:
-        UserError: data or recipe are not in order: found before anything starts.
     """
-    place = Storage.open(f"{storage.rstrip('/')}/{name}")
-    _check_folds(place, name, recipe)
-    folds = fold_runs(recipe, storage, name)
-    for fold in folds:
-        check(fold.recipe)
     goal = build(folds[0].recipe).goal
-    _note_folds(place, name, goal, folds)
-    waiting = [fold for fold in folds if fold.run.summary().status != "finished"]
-    at_once = parallel_folds(recipe, ray.cluster_resources())
-    going: dict[ray.ObjectRef[str | None], FoldRun] = {}
     errors: dict[int, str] = {}
+
+    def report() -> FoldReport:
+        standing = [_fold(fold, errors.get(fold.number)) for fold in folds]
+        found = FoldReport(name=name, goal=f"val/{goal.metric}", direction=goal.direction, folds=standing)
+        save_report(_place(storage, name), found)
+        return found
+
+    report()  # from the start on, so that whoever looks finds the runs
+    waiting = [fold for fold in folds if _status(fold) != "finished"]
+    at_once = parallel_folds(folds[0].recipe, ray.cluster_resources())
+    going: dict[ray.ObjectRef[str | None], FoldRun] = {}
     train = ray.remote(num_cpus=0, max_retries=0)(_train)
     try:
         while waiting or going:
@@ -102,20 +115,28 @@ def crossvalidate(recipe: Recipe, storage: str, name: str, watch: Watch = lambda
                 if error is not None:
                     errors[fold.number] = error
                     log.warning("fold %d failed: %s", fold.number, error)
+                report()
             watch([(fold, fold.run.summary()) for fold in folds])
+    except KeyboardInterrupt:
+        _stop(going)
+        report()
+        raise
+    return report()
+
+
+def _stop(going: dict[ray.ObjectRef[str | None], FoldRun]) -> None:
+    """Ask the folds to save and end; what has not heard after a while is cancelled, and goes on from an older checkpoint."""
+    until = time.monotonic() + _PATIENCE_S
+    left = list(going)
+    try:
+        while left and time.monotonic() < until:
+            for reference in left:
+                if asked(going[reference].run) is None:  # a fold that is just starting forgets what was asked before
+                    ask(going[reference].run, "pause")
+            _, left = ray.wait(left, num_returns=len(left), timeout=_LOOK_S)
     finally:
-        for reference in going:
-            ray.cancel(reference)  # raises KeyboardInterrupt in the task, which closes its run
-        if going:
-            ray.wait(list(going), num_returns=len(going), timeout=30)
-    report = FoldReport(
-        name=name,
-        goal=f"val/{goal.metric}",
-        direction=goal.direction,
-        folds=[_fold(fold, errors.get(fold.number)) for fold in folds],
-    )
-    save_report(place, report)
-    return report
+        for reference in left:
+            ray.cancel(reference)
 
 
 def _train(recipe: str, storage: str, name: str) -> str | None:
@@ -139,28 +160,22 @@ def _outcome(reference: ray.ObjectRef[str | None]) -> str | None:
         return f"{type(error).__name__}: its driver was lost; the same command goes on with it"
 
 
+def _place(storage: str, name: str) -> Storage:
+    return Storage.open(f"{storage.rstrip('/')}/{name}")
+
+
+def _status(fold: FoldRun) -> str:
+    return fold.run.summary().status if fold.run.storage.exists("summary.json") else "pending"
+
+
 def _fold(fold: FoldRun, error: str | None) -> Fold:
     summary = fold.run.summary()
     return Fold(
         number=fold.number,
         run=fold.run.name,
-        status=summary.status if error is None else "failed",
+        status=_status(fold) if error is None else "failed",
         best=summary.best,
         best_step=summary.best_step,
         results=summary.results,
         error=error or summary.error,
     )
-
-
-def _check_folds(place: Storage, name: str, recipe: Recipe) -> None:
-    before, asked = load_report(place), max(getattr(recipe.data, "folds", 0), 1)
-    if before is not None and len(before.folds) != asked:
-        problem = f"crossval {name!r}: has {len(before.folds)} folds, and the recipe asks for {asked}"
-        raise UserError(problem, "Give another --name, or data.folds as it was")
-
-
-def _note_folds(place: Storage, name: str, goal: Goal, folds: Sequence[FoldRun]) -> None:
-    """The report from the start on, so that whoever looks finds the runs."""
-    if load_report(place) is None:
-        standing = [Fold(number=fold.number, run=fold.run.name, status="pending") for fold in folds]
-        save_report(place, FoldReport(name=name, goal=f"val/{goal.metric}", direction=goal.direction, folds=standing))

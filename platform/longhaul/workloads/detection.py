@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from longhaul.signals.tile_folder import read_front_end
 from longhaul.workloads.base import Goal, Signature, TensorSpec
 from longhaul.workloads.detection_metrics import AveragePrecision, Boxes, ThresholdScores
 from longhaul.workloads.detection_pictures import beside_truth
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 6
 
@@ -49,6 +51,7 @@ class Detection:
         splits = spectrogram_splits(data, recipe.seed)
         self.splits: SpectrogramSplits = replace(splits, train=share_of(splits.train, data.share, recipe.seed))
         self.goal = Goal(problem.goal, "max")
+        self._tiles = _made_with(Path(data.root).expanduser())
 
     def build_model(self, *, initial: bool = True) -> nn.Module:
         """The recipe's detector."""
@@ -95,14 +98,6 @@ class Detection:
         """`image` (1, T, T) in 0..1 -> `boxes` (D, 4), `scores` (D,), `labels` (D,) that count from 1, `flag` ()."""
         return detector_signature(self._data, self._network, self._tiles)
 
-    @cached_property
-    def _tiles(self) -> dict[str, Any] | None:
-        """How the tiles were made; None for those of other programs."""
-        made = read_front_end(Path(self._data.root).expanduser())
-        if made is None:
-            return None
-        return {**made.model_dump(mode="json", exclude={"recordings"}), "sample_rates_hz": list(made.sample_rates_hz)}
-
 
 def detector_signature(data: SpectrogramData, network: DetectorSection, tiles: dict[str, Any] | None = None) -> Signature:
     """What a detector takes and gives; `tiles` says how its tiles are made from a signal."""
@@ -119,6 +114,19 @@ def detector_signature(data: SpectrogramData, network: DetectorSection, tiles: d
         classes=data.classes,
         preprocess={"resolution": side, "tiles": tiles},
     )
+
+
+def _made_with(root: Path) -> dict[str, Any] | None:
+    """How the tiles were made, for whoever serves the model; None for those of other programs.
+
+    Raises:
+        UserError: folders below `root` were made with different settings.
+    """
+    made = read_front_end(root)
+    if made is None:
+        log.info("%s has tiles that Longhaul did not make: a model trained on them knows tiles, and no signals", root)
+        return None
+    return {**made.model_dump(mode="json", exclude={"recordings"}), "sample_rates_hz": list(made.sample_rates_hz)}
 
 
 def detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> list[Boxes]:

@@ -92,6 +92,11 @@ def test_slivers_have_no_box() -> None:
     assert PLAIN.meets(-185, 200, 0, 100)
 
 
+def test_what_is_plain_to_see_has_a_box_however_small_a_part_it_is() -> None:
+    assert PLAIN.box(-910, 960, 0, 100) == Corners(0, 40, 5, 50)  # a nineteenth of the burst, 5 x 10 pixels
+    assert PLAIN.box(-930, 960, 0, 100) is None  # 3 x 10 pixels
+
+
 def test_a_signal_much_longer_than_the_tile_fills_it() -> None:
     assert PLAIN.box(-50_000, 100_000, -100, 100) == Corners(0, 40, 100, 60)
 

@@ -9,7 +9,7 @@ from drawn_tiles import draw_tiles
 
 from longhaul.errors import UserError
 from longhaul.recipe import Recipe, parse
-from longhaul.tuning.crossval import fold_runs, parallel_folds
+from longhaul.tuning.crossval import parallel_folds, prepare
 from longhaul.tuning.estimate import Cost, measure_cost
 
 RECIPE = """
@@ -29,17 +29,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def test_each_fold_is_a_run_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
-    folds = fold_runs(recipe, str(tmp_path), "signals")
+    folds = prepare(recipe, str(tmp_path), "signals")
     assert [fold.run.name for fold in folds] == ["signals_fold1", "signals_fold2", "signals_fold3"]
     assert [fold.recipe.data.fold for fold in folds] == [0, 1, 2]
     one = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": 0})})
-    assert [fold.run.name for fold in fold_runs(one, str(tmp_path), "plain")] == ["plain_fold1"]
+    assert [fold.run.name for fold in prepare(one, str(tmp_path), "plain")] == ["plain_fold1"]
 
 
 def test_a_data_set_without_recordings_has_no_folds(tmp_path: Path) -> None:
     digits = parse("{name: d, model: {name: resnet18}, data: {kind: digits}, training: {epochs: 1}}")
     with pytest.raises(UserError, match="has no recordings to deal into folds"):
-        fold_runs(digits, str(tmp_path), "d")
+        prepare(digits, str(tmp_path), "d")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,18 @@ def test_as_many_folds_at_once_as_the_cluster_has_room_for(
     recipe: Recipe, scaling: str, resources: dict[str, float], folds: int
 ) -> None:
     assert parallel_folds(parse(RECIPE, overrides=[f"scaling={scaling}"]), resources) == folds
+
+
+def test_folders_made_with_different_settings_are_refused_before_anything_starts(recipe: Recipe, tmp_path: Path) -> None:
+    from longhaul.signals.tile_folder import TileSettings, write_settings
+
+    root = draw_tiles(tmp_path / "tiles" / "a")
+    draw_tiles(tmp_path / "tiles" / "b", seed=1)
+    for name, length in (("a", 0.2), ("b", 0.1)):
+        write_settings(tmp_path / "tiles" / name / "20260101_000000", TileSettings(chunk_s=length))
+    both = parse(RECIPE, overrides=[f"data.root={root.parent}"])
+    with pytest.raises(UserError, match=r"chunk_s is 0\.1 and not 0\.2"):
+        prepare(both, str(tmp_path / "runs"), "mixed")
 
 
 def test_the_estimate_counts_rounds_of_folds() -> None:
