@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from longhaul.errors import UserError
 from longhaul.insight.folds import draw_folds
 from longhaul.insight.runs import resolve_run
 from longhaul.recipe import parse
+from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.fold_report import load_report
 from longhaul.resilience.lease import lease
-from longhaul.resilience.run_directory import RunDirectory
+from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.storage import Storage
-from longhaul.tuning.crossval import crossvalidate, prepare
+from longhaul.tuning.crossval import FoldRun, crossvalidate, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,3 +62,24 @@ def test_a_fold_that_cannot_train_leaves_the_others_alone_and_is_taken_up_again(
     other = parse(RECIPE, overrides=[f"data.root={root}", "seed=9"])
     with pytest.raises(UserError, match=r"exists with another recipe \(seed: 0 -> 9\).*--auto-tune and --set as before"):
         prepare(other, storage, "both")
+
+
+@pytest.mark.exhaustive
+def test_interrupted_folds_save_and_end(tmp_path: Path) -> None:
+    root = draw_tiles(tmp_path / "tiles", recordings=6, chunks=2)
+    recipe, storage = parse(RECIPE, overrides=[f"data.root={root}", "training.steps=4000"]), str(tmp_path / "runs")
+    folds = prepare(recipe, storage, "long")
+
+    def interrupted(standing: Sequence[tuple[FoldRun, Summary]]) -> None:
+        if all(summary.step >= 2 for _, summary in standing):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crossvalidate(folds, storage, "long", interrupted)
+    for fold in folds:
+        summary = fold.run.summary()
+        assert summary.status == "paused"
+        assert [entry.step for entry in CheckpointStore(fold.run).entries()][-1] == summary.step
+    report = load_report(Storage.open(f"{storage}/long"))
+    assert report is not None
+    assert [fold.status for fold in report.folds] == ["paused", "paused"]

@@ -100,6 +100,7 @@ def estimate(recipe: Recipe, parallel: int) -> str:
     from longhaul.tuning.estimate import measure_cost
 
     cost, folds = measure_cost(recipe), getattr(recipe.data, "folds", 0)
+    parallel = min(parallel, max(folds, 1))
     epochs = recipe.training.length.samples(global_batch=recipe.training.global_batch, epoch_samples=cost.train) / cost.train
     total = cost.total_s(epochs, folds=folds, workers=recipe.scaling.most, parallel=parallel)
     what = f"{folds} folds, {parallel} at a time" if folds > 1 else "one split"
