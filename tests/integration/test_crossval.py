@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from drawn_tiles import draw_tiles
+from drawn_tiles import RECIPE, draw_tiles
 
 from longhaul.errors import UserError
 from longhaul.insight.folds import draw_folds
@@ -20,16 +20,6 @@ from longhaul.storage import Storage
 from longhaul.tuning.crossval import FoldRun, crossvalidate, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-
-RECIPE = """
-name: few-tiles
-workload: {kind: detection}
-model: {name: fasterrcnn_resnet18_fpn, stages: [2, 3], fpn_channels: 16, head_width: 32, anchor_px: 8, candidates: 64,
-        proposals: 20, anchor_samples: 32, proposal_samples: 32, max_detections: 20}
-data: {kind: spectrograms, root: ROOT, classes: [wifi, bluetooth], resolution: 64, loader_workers: 0, folds: 2}
-training: {steps: 3, global_batch: 4, micro_batch: 4}
-export: {batches: [1]}
-"""
 
 
 def test_a_fold_that_cannot_train_leaves_the_others_alone_and_is_taken_up_again(tmp_path: Path) -> None:

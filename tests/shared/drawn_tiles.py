@@ -9,6 +9,16 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("wifi", "bluetooth")
+RECIPE = """
+name: few-tiles
+workload: {kind: detection}
+model: {name: fasterrcnn_resnet18_fpn, stages: [2, 3], fpn_channels: 16, head_width: 32, anchor_px: 8, candidates: 64,
+        proposals: 20, anchor_samples: 32, proposal_samples: 32, max_detections: 20}
+data: {kind: spectrograms, root: ROOT, classes: [wifi, bluetooth], resolution: 64, loader_workers: 0, folds: 2}
+training: {steps: 3, global_batch: 4, micro_batch: 4}
+export: {batches: [1]}
+"""
+"""A detector that trains on them in a moment; `data.root` is to be given."""
 
 
 def draw_tiles(root: Path, *, recordings: int = 6, chunks: int = 4, side: int = 64, seed: int = 0) -> Path:

@@ -129,7 +129,7 @@ def _extent(entry: dict[str, Any], where: str, frame: Frame, oddities: Counter[s
     if start + given > frame.samples:
         raise UserError(
             f"{where} ends at sample {start + given}, past the end of the data ({frame.samples} samples)",
-            "Fetch the whole data file, or correct core:sample_count",
+            "Fetch the whole data file, or correct core:datatype or core:sample_count",
         )
     return start, int(given)
 

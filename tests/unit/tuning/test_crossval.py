@@ -5,27 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drawn_tiles import draw_tiles
+from drawn_tiles import RECIPE, draw_tiles
 
 from longhaul.errors import UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.tuning.crossval import parallel_folds, prepare
 from longhaul.tuning.estimate import Cost, measure_cost
 
-RECIPE = """
-name: few-tiles
-workload: {kind: detection}
-model: {name: fasterrcnn_resnet18_fpn, stages: [2, 3], fpn_channels: 16, head_width: 32, anchor_px: 8, candidates: 64,
-        proposals: 20, anchor_samples: 32, proposal_samples: 32, max_detections: 20}
-data: {kind: spectrograms, root: ROOT, classes: [wifi, bluetooth], resolution: 64, loader_workers: 0, folds: 3}
-training: {steps: 3, global_batch: 4, micro_batch: 4}
-export: {batches: [1]}
-"""
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return parse(RECIPE, overrides=[f"data.root={draw_tiles(tmp_path_factory.mktemp('tiles'))}"])
+    return parse(RECIPE, overrides=[f"data.root={draw_tiles(tmp_path_factory.mktemp('tiles'))}", "data.folds=3"])
 
 
 def test_each_fold_is_a_run_of_its_own(recipe: Recipe, tmp_path: Path) -> None:

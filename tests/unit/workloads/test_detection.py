@@ -9,7 +9,7 @@ import pytest
 import torch
 from drawn_tiles import CLASSES, draw_tiles
 from PIL import Image
-from runs_in_process import Crash, Outcome, train
+from runs_in_process import Crash, CrashAt, Outcome, train
 from torch import Tensor, nn
 
 from longhaul.data.loader import batches
@@ -59,18 +59,8 @@ def straight(root: Path, place: Path) -> Outcome:
     return train(recipe_for(root), place)
 
 
-class Crashing(Detection):
+class Crashing(CrashAt, Detection):
     """Raises at the given micro-batch."""
-
-    def __init__(self, recipe: Recipe, at: int) -> None:
-        super().__init__(recipe)
-        self.left = at
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            raise Crash
-        return super().loss(model, batch)
 
 
 class Poisoned(Detection):
