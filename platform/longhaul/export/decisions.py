@@ -7,7 +7,8 @@ each tile at 0.05. So pairs are made, above two scores, at every batch size that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from torchmetrics import MetricCollection
 from torchvision.ops import box_iou
 
 from longhaul.data.loader import batches
+from longhaul.data.samples import Batch
 from longhaul.errors import UserError
 from longhaul.export.manifest import BoundsRecord, DecisionsRecord, ParityRecord, RuntimeRecord, ThresholdRecord
 from longhaul.export.parity import Comparison, Recorder, scalars
@@ -43,6 +45,7 @@ BOUNDS = MappingProxyType(
 )
 """What passes, by the precision of the exported graph."""
 
+_LEAST_TILES = 100
 _COUNTED = 16  # tiles on which rounds of suppression are counted
 
 
@@ -175,8 +178,9 @@ def compare_decisions(
 ) -> Comparison:
     """Run the torch model and the exported files on the test split and pair their detections.
 
-    The whole split goes through the largest batch size; its first tiles, as many as that holds, also through each of the
-    others. The comparison's metrics are those of the first runtime.
+    A test split of fewer than a hundred tiles is filled up from the validation split, for pairs alone. All go through the largest
+    batch size; the first, as many as that holds, also through each of the others. The comparison's metrics are those of the
+    first runtime on the test split.
 
     Args:
         model: the trained detector in float32; left in evaluation mode.
@@ -194,12 +198,12 @@ def compare_decisions(
     sides = {name: _Side(Recorder(runtime), runtime, workload.metrics()) for name, runtime in exported.items()}
     largest = max(side.runtime.sizes[-1] for side in sides.values())
     tiles, images = 0, []
-    for batch in batches(workload.splits.test, largest):
-        ours = _measured(workload, reference, batch, reference_metrics)
+    for batch, counts in _tiles(workload, largest):
+        ours = _measured(workload, reference, batch, reference_metrics if counts else workload.metrics())
         tiles += len(ours[0])
         images.append(reference.calls[0][0][0])
         for side in sides.values():
-            theirs = _measured(workload, side.model, batch, side.metrics)
+            theirs = _measured(workload, side.model, batch, side.metrics if counts else workload.metrics())
             side.add(ours, theirs)
             side.unsettled += int((theirs[3] != 0).sum())
             if len(images) == 1:  # every size must be right, and one batch shows it
@@ -213,19 +217,28 @@ def compare_decisions(
     decisions = DecisionsRecord(
         precision=precision,
         bounds=bounds,
+        tiles=tiles,
         rpn_iterations=first,
         detection_iterations=second,
         iteration_tiles=len(few),
         runtimes=tuple(records),
     )
     main = next(iter(sides))
-    return Comparison(_parity(decisions, sides[main], tiles, workload, values, found[main]), found[main])
+    return Comparison(_parity(decisions, sides[main], workload, values, found[main]), found[main])
+
+
+def _tiles(workload: Workload, size: int) -> Iterator[tuple[Batch, bool]]:
+    """Batches of the test split, which count for the metrics, and after them what is missing of a hundred tiles."""
+    test, validation = workload.splits.test, workload.splits.validation
+    yield from ((batch, True) for batch in batches(test, size))
+    missing = math.ceil(max(_LEAST_TILES - len(test), 0) / size)
+    if list(test.ids) != list(validation.ids):  # without a test split of its own, validation stands for it
+        yield from ((batch, False) for batch in islice(batches(validation, size), missing))
 
 
 def _parity(
     decisions: DecisionsRecord,
     side: _Side,
-    tiles: int,
     workload: Workload,
     values: Mapping[str, float],
     found: Mapping[str, float],
@@ -235,7 +248,7 @@ def _parity(
     bound = bounds.box_max_px if bounds.box_max_px is not None else bounds.box_p99_px
     assert bound is not None
     return ParityRecord(
-        samples=tiles,
+        samples=len(workload.splits.test),
         batch_sizes=side.runtime.sizes,
         max_abs_difference=max(differences, default=0.0),
         mean_abs_difference=sum(differences) / max(len(differences), 1),

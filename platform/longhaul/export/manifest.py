@@ -116,12 +116,14 @@ class DecisionsRecord(_Record):
     Attributes:
         precision: arithmetic of the exported graph.
         bounds: what was allowed.
+        tiles: whose detections were paired: the test split, and of the validation split as many as make a hundred.
         rpn_iterations, detection_iterations: rounds that the suppressions need on `iteration_tiles` tiles of the test split.
         runtimes: ONNX Runtime first, then engine plans where they run on the machine of the export.
     """
 
     precision: Precision
     bounds: BoundsRecord
+    tiles: int
     rpn_iterations: int
     detection_iterations: int
     iteration_tiles: int
@@ -168,7 +170,7 @@ class ParityRecord(_Record):
         outcome = "passed" if self.passed else "FAILED"
         if self.decisions is None:
             return [f"parity {outcome}: largest difference {self.max_abs_difference:.2e} over {self.samples} test samples"]
-        lines = [f"parity {outcome}: {self.decisions.precision} against torch in float32 over {self.samples} test tiles"]
+        lines = [f"parity {outcome}: {self.decisions.precision} against torch in float32 over {self.decisions.tiles} tiles"]
         for runtime in self.decisions.runtimes:
             lines += [f"{runtime.runtime}, {found}" for found in runtime.thresholds]
             lines.append(f"{runtime.runtime}, mean average precision {runtime.map:.4f} (torch {runtime.torch_map:.4f})")

@@ -130,6 +130,7 @@ def test_its_decisions_are_the_trained_detectors(exported: tuple[Registry, Manif
     assert onnx_runtime.batch_sizes == (1, 4)
     assert 4 < parity.decisions.rpn_iterations <= 24
     assert parity.samples == 20
+    assert parity.decisions.tiles == 24  # with the validation split's four: a hundred are wanted
 
 
 @pytest.mark.parametrize("batch", [1, 4])
