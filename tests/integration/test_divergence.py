@@ -18,7 +18,8 @@ from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.quarantine import quarantined
 from longhaul.workloads import build
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+# The same on two ranks without Ray: test_suspects.py; in one process: tests/unit/training/test_survival.py.
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.usefixtures("ray_cluster")]
 
 DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "digits.yaml"
 STEPS, BATCH = 20, 64
@@ -78,7 +79,7 @@ def _stream(run: RunDirectory) -> list[int]:
     return [seen[at] for at in sorted(seen)]
 
 
-@pytest.mark.parametrize("engine", ["torch", pytest.param("zero3", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("engine", ["torch", "zero3"])
 def test_poisoned_samples_are_found_and_left_out_exactly_those(train: Callable[..., RunDirectory], engine: str) -> None:
     """Weights and losses are bit by bit those of a run that never had them; so is the order of all other samples."""
     order, ids = _order(_recipe(engine), [])
@@ -94,7 +95,6 @@ def test_poisoned_samples_are_found_and_left_out_exactly_those(train: Callable[.
     assert _stream(run) == _stream(clean) == expected
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ["torch"])
 def test_a_nan_gradient_that_comes_once_costs_a_rollback_and_no_sample(train: Callable[..., RunDirectory], engine: str) -> None:
     """On one rank, in step 8: the run goes back to step 5, and ends bit by bit where the undisturbed one does."""
@@ -108,7 +108,6 @@ def test_a_nan_gradient_that_comes_once_costs_a_rollback_and_no_sample(train: Ca
     assert _stream(run) == _stream(straight) == expected
 
 
-@pytest.mark.exhaustive
 def test_without_the_exclusion_the_weights_are_others(train: Callable[..., RunDirectory]) -> None:
     """The negative control of the comparisons."""
     order, ids = _order(_recipe("torch"), [])
