@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "digits.yaml"
 STAGES = ["zero1", "zero2", "zero3"]
+SAMPLED = ["zero2", *(pytest.param(stage, marks=pytest.mark.exhaustive) for stage in ("zero1", "zero3"))]
 TWENTY_STEPS = ["training.epochs=null", "training.steps=20", "tracking.log_every=1 step", "checkpoints.every=5 steps"]
 
 
