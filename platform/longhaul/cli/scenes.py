@@ -62,8 +62,9 @@ def make(
         console.print("stopped; the recordings made so far are complete")
         raise typer.Exit(130) from None
     boxes = sum(len(Scene(settings, seed, number).annotations) for number in range(recordings))
+    several = "recordings" if recordings > 1 else "recording"
     console.print(
-        f"{recordings} recordings of {settings.duration_s:g} s at {settings.sample_rate_hz / 1e6:g} MS/s, {boxes} annotations, "
+        f"{recordings} {several} of {settings.duration_s:g} s at {settings.sample_rate_hz / 1e6:g} MS/s, {boxes} annotations, "
         f"{size_text(size)}, written to {escape(str(out))}"
     )
     cut = f" --chunk-s {settings.chunk_s:g} --nfft 1024 --hop 512 --tile 160" if small else ""

@@ -127,6 +127,7 @@ _FULL: dict[SceneKind, dict[str, object]] = {
         "center_hz": _UPLINK_HZ,
         "objects_per_chunk": {**_CLUTTER_FULL, "lte_uplink": 15.0},
         "burst_s": (1e-3, 10e-3),
+        "hopping": 0.1,
     },
     "creamy_chicken": {
         "objects_per_chunk": {**_CLUTTER_FULL, "creamy_chicken": 8.0},

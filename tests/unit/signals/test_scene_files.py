@@ -63,7 +63,7 @@ def test_make_writes_recordings_and_says_what_comes_next(tmp_path: Path) -> None
     out = tmp_path / "made"
     result = make("wifi_bluetooth", "--small", "--out", str(out), "--recordings", "1", "--duration-s", "0.02", "--snr-db", "5,20")
     assert result.exit_code == 0, result.output
-    assert "1 recordings of 0.02 s at 40 MS/s" in result.output
+    assert "1 recording of 0.02 s at 40 MS/s" in result.output
     assert f"longhaul signals chunk {out} --chunk-s 0.01" in result.output
     with open_recording(out / "wifi_bluetooth_000.sigmf-meta") as recording:
         assert recording.datatype == "ci16_le"
