@@ -59,16 +59,13 @@ def tune(recipe: Path, overrides: list[str]) -> tuple[Tuned, Recipe]:
     """The rule for the recipe's number of samples, and the recipe with it; `overrides` win."""
     from longhaul.recipe import load
     from longhaul.recipe.paths import anchored
+    from longhaul.signals.tile_folder import read_tiles
     from longhaul.tuning.autotune import autotune as rule
-    from longhaul.workloads import build
 
     plain = anchored(load(recipe, overrides), Path.cwd())
     if plain.data.kind != "spectrograms":
         raise UserError(f"data.kind {plain.data.kind}: auto-tune is the detectors' rule", "Give a recipe of tiles (spectrograms)")
-    one = plain.model_copy(update={"data": plain.data.model_copy(update={"folds": 0, "fold": 0})})
-    splits = build(one).splits
-    samples = len(splits.train) + len(splits.validation) + (len(splits.test) if plain.data.test_share else 0)
-    tuned = rule(samples)
+    tuned = rule(len(read_tiles(Path(plain.data.root).expanduser())))
     return tuned, anchored(load(recipe, tuned.overrides(overrides, plain.training.micro_batch)), Path.cwd())
 
 

@@ -179,11 +179,11 @@ def _plan(
                     f"{recording.path}: is not as it was when tiles were made of it in {result.folder}",
                     f"Remove its tiles (chunk_{recording.name}_*) and its entry in {SETTINGS}, or give a new --stamp",
                 )
+            division = divide(recording, settings)
             if known is None and recording.sha512 is not None:
                 open_recording(recording.path, verify=True)  # all of it is about to be read anyway
-            division = divide(recording, settings)
-        except UserError as error:
-            result.failed.append(str(error))
+        except (UserError, OSError) as error:
+            result.failed.append(_line(recording.path, error))
             continue
         result.recordings += 1
         result.left_out_s += division.left_out / recording.sample_rate_hz

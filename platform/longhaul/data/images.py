@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from longhaul.data.pictures import missing, open_picture
 from longhaul.data.preprocess import ImagePreprocess, to_rgb
 from longhaul.errors import UserError
 
@@ -57,7 +58,7 @@ class ImageSamples:
             try:
                 digest.update(f"{name}\0{path.stat().st_size}\n".encode())
             except FileNotFoundError:
-                raise _missing(path) from None
+                raise missing(path, "image") from None
         return digest.hexdigest()
 
     def at(self, indices: Sequence[int]) -> ImageSamples:
@@ -81,25 +82,7 @@ class ImageSamples:
         Raises:
             UserError: the file is missing, cut short or no picture.
         """
-        path = self.root / self.ids[index]
-        try:
-            with Image.open(path) as image:
-                return to_rgb(image)
-        except FileNotFoundError:
-            raise _missing(path) from None
-        except MemoryError:
-            raise
-        except OSError as error:
-            if error.errno is not None:  # the file system's error, not the decoder's: another try may do
-                raise
-            raise self._broken(path, error) from None
-        except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything: OSError, struct.error
-            raise self._broken(path, error) from None
-
-    @staticmethod
-    def _broken(path: Path, error: Exception) -> UserError:
-        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-        return UserError(f"image {path}: broken ({reason})", "Replace or remove the file")
+        return open_picture(self.root / self.ids[index], "image", to_rgb, "Replace or remove the file")
 
     def _augmented(self, image: Image.Image) -> Tensor:
         side = self.preprocess.resolution
@@ -161,10 +144,6 @@ def image_splits(
         return ImageSamples(root, names, labels, tuple(classes), preprocess, change)
 
     return ImageSplits(samples("train", augment), samples("val", "none"), samples("test", "none"))
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"image {path}: missing", "It was there when the folder was listed; restore it or start a new run")
 
 
 def _listing(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, int]]]:

@@ -46,7 +46,16 @@ class ImagePreprocess(BaseModel):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB; alpha is dropped, of 16-bit grey the upper byte is kept.
+    """A picture of any mode as 8-bit RGB; alpha is dropped.
+
+    Raises:
+        ValueError: as `eight_bit`.
+    """
+    return eight_bit(image).convert("RGB")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """A picture with 8 bits a channel; of 16-bit grey the upper byte is kept.
 
     Raises:
         ValueError: 32-bit integers or floats, whose white is not known.
@@ -54,5 +63,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"I", "F"}:
         raise ValueError(f"mode {image.mode}: 32-bit grey levels have no known white; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # Pillow's own conversion would make all above 255 white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image

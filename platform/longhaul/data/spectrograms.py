@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -18,6 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from longhaul.data.folds import deal
+from longhaul.data.pictures import missing, open_picture
+from longhaul.data.preprocess import eight_bit
 from longhaul.errors import UserError
 from longhaul.recipe.inputs import SpectrogramData
 from longhaul.signals.tile_folder import Tile, read_tiles
@@ -75,7 +76,7 @@ class SpectrogramSamples:
             try:
                 size = tile.png.stat().st_size
             except FileNotFoundError:
-                raise _missing(tile.png) from None
+                raise missing(tile.png, "tile") from None
             digest.update(f"{name}\0{size}\0{tile.boxes.model_dump_json()}\n".encode())
         return digest.hexdigest()
 
@@ -116,19 +117,8 @@ class SpectrogramSamples:
 
     def _grey(self, index: int) -> Image.Image:
         tile = self.tiles[index]
-        try:
-            with Image.open(tile.png) as opened:
-                picture = opened.convert("L") if not opened.mode.startswith("I;16") else _upper_byte(opened)
-        except FileNotFoundError:
-            raise _missing(tile.png) from None
-        except MemoryError:
-            raise
-        except OSError as error:
-            if error.errno is not None:  # the file system's error, not the decoder's: another try may do
-                raise
-            raise _broken(tile.png, error) from None
-        except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything: SyntaxError, struct.error
-            raise _broken(tile.png, error) from None
+        fix = "Cut it anew with `longhaul signals chunk`, or remove it and its JSON"
+        picture = open_picture(tile.png, "tile", lambda opened: eight_bit(opened).convert("L"), fix)
         if picture.size != (tile.boxes.width, tile.boxes.height):
             said = f"is {picture.size[0]} x {picture.size[1]} pixels, and its JSON says {tile.boxes.width} x {tile.boxes.height}"
             raise UserError(f"tile {tile.png}: {said}", "Correct width and height, or cut the tile anew")
@@ -202,17 +192,3 @@ def _check_labels(tiles: Sequence[Tile], data: SpectrogramData, root: Path) -> N
         found = sorted({box.label for tile in tiles for box in tile.boxes.bboxes})
         has = f"It has {', '.join(map(repr, found))}" if found else "It has no boxes at all"
         raise UserError(f"data.classes {missing[0]!r}: no box below {root} has this label", has)
-
-
-def _upper_byte(picture: Image.Image) -> Image.Image:
-    """Of 16-bit grey: Pillow's own conversion would make all above 255 white."""
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"tile {path}: missing", "It was there when the folder was listed; restore it or start a new run")
-
-
-def _broken(path: Path, error: Exception) -> UserError:
-    reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-    return UserError(f"tile {path}: broken ({reason})", "Cut it anew with `longhaul signals chunk`, or remove it and its JSON")

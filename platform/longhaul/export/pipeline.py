@@ -160,21 +160,18 @@ def _comparison(
     loaded = {batch: OnnxModel(file, signature) for batch, file in onnx_files.items()}
     if not isinstance(model, Detector):
         one = loaded.get(None)
-        return compare(model, one or _any_batch(loaded, most), workload, max_batch=max(recipe.export.batches, default=most))
-    runtimes: dict[Runtime, FixedBatches] = {"onnxruntime": _any_batch(loaded, most)}
+        return compare(model, one or _fixed(loaded), workload, max_batch=max(recipe.export.batches, default=most))
+    runtimes: dict[Runtime, FixedBatches] = {"onnxruntime": _fixed(loaded)}
     if plans and torch.cuda.is_available():
         folder = next(iter(onnx_files.values())).parent
         engines = {plan.batch: TensorRTModel(folder / plan.file, plan.builder, signature) for plan in plans}
-        runtimes[plans[0].builder] = _any_batch(engines, most)
+        runtimes[plans[0].builder] = _fixed(engines)
     return compare_decisions(model, runtimes, workload, recipe.export.precision)
 
 
-def _any_batch(models: Mapping[int | None, nn.Module], max_batch: int) -> FixedBatches:
-    """By batch size; a model that takes any (key None) is run at three."""
-    fixed = {batch: model for batch, model in models.items() if batch is not None}
-    if None in models:
-        fixed |= dict.fromkeys((1, (max_batch + 1) // 2, max_batch), models[None])
-    return FixedBatches(fixed)
+def _fixed(models: Mapping[int | None, nn.Module]) -> FixedBatches:
+    """Graphs of fixed shapes as one model; a detector has no other (`recipe.schema`)."""
+    return FixedBatches({batch: model for batch, model in models.items() if batch is not None})
 
 
 def _network(recipe: Recipe, workload: Workload, weights: Weights) -> nn.Module:

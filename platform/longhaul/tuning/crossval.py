@@ -64,8 +64,8 @@ def prepare(recipe: Recipe, storage: str, name: str) -> list[FoldRun]:
         except UserError as error:
             fix = "Give another --name, or the same recipe, --auto-tune and --set as before"
             raise UserError(f"crossval {name!r}: {error.problem}", fix) from None
-        check(of_fold)
         folds.append(FoldRun(number, run, of_fold))
+    check(folds[0].recipe)  # data and model are the same in all of them
     return folds
 
 

