@@ -240,3 +240,8 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a local file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cache_folder(name: str) -> Path:
+    """`$LONGHAUL_CACHE/<name>`, or `~/.cache/longhaul/<name>`: what Longhaul makes itself and could make again."""
+    return Path(os.environ.get("LONGHAUL_CACHE", Path.home() / ".cache" / "longhaul")) / name

@@ -5,7 +5,6 @@ Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI (
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from longhaul.errors import UserError
+from longhaul.storage import cache_folder
 
 _DONE = "complete"
 _SPLIT_SEED = 1998  # the split belongs to the data set, not to a run
@@ -21,7 +21,7 @@ _SPLIT_SEED = 1998  # the split belongs to the data set, not to a run
 
 def default_root() -> Path:
     """`$LONGHAUL_CACHE/digits`, or `~/.cache/longhaul/digits`."""
-    return Path(os.environ.get("LONGHAUL_CACHE", Path.home() / ".cache" / "longhaul")) / "digits"
+    return cache_folder("digits")
 
 
 def write_digits(root: Path) -> Path:

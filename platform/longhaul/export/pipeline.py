@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from longhaul.recipe import Recipe
 from longhaul.recipe.phases import resolve
 from longhaul.resilience.checkpoint import Weights, load_weights
 from longhaul.resilience.run_directory import RunDirectory
+from longhaul.storage import cache_folder
 from longhaul.workloads import Signature, Workload
 
 Which = Literal["best", "latest"]
@@ -116,7 +116,7 @@ _PlanBuilder = Callable[[Path, Signature, int | None], PlanRecord | None]
 
 def _plan_builder(recipe: Recipe, with_plan: bool, timing_cache: Path | None) -> _PlanBuilder:
     """(ONNX file, signature, batch or None) -> what was built, beside the file."""
-    cache = timing_cache or Path(os.environ.get("LONGHAUL_CACHE", Path.home() / ".cache" / "longhaul")) / "tensorrt"
+    cache = timing_cache or cache_folder("tensorrt")
     most, precision = recipe.export.max_batch, recipe.export.precision
 
     def build(file: Path, signature: Signature, batch: int | None) -> PlanRecord | None:
