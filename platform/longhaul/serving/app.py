@@ -1,4 +1,4 @@
-"""The Ray Serve application, `longhaul.serving.app:build`: a thin layer over `serving.api`.
+"""The Ray Serve application, `longhaul.serving.app:build`: a thin layer over `serving.http.api`.
 
 This file and `serving.deployment` are the only ones here that know Ray.
 """
@@ -16,9 +16,9 @@ from ray import serve
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.api import build_api
 from longhaul.serving.catalog import choose, load
-from longhaul.serving.inference import EngineKind
+from longhaul.serving.http.api import build_api
+from longhaul.serving.loading import EngineKind
 
 REGISTRY_VARIABLE = "LONGHAUL_REGISTRY"
 
@@ -30,7 +30,7 @@ class ServeArguments(BaseModel):
         registry: a folder or `s3://bucket/prefix`. In place of a relative folder the variable LONGHAUL_REGISTRY counts, if the
             Ray node has it; else it is looked up where that node was started (not where the config lies).
         models: `name` or `name@version`; all that the registry has if left out.
-        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.inference.make_engine`).
+        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.loading.make_engine`).
         threads: CPU cores for each ONNX Runtime engine. Keep `models x threads` within the replica's `num_cpus`.
     """
 

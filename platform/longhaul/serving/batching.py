@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from longhaul.serving.inference import Array, InferenceEngine
+from longhaul.engines.inference import Array, InferenceEngine
 
 Outputs = dict[str, Array]
 

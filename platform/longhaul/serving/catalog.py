@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from longhaul.engines.inference import InferenceEngine
 from longhaul.errors import UserError
 from longhaul.export.manifest import Manifest
 from longhaul.export.registry import Registry, split_reference
 from longhaul.serving.batching import Batcher
 from longhaul.serving.classifier import Classifier, ImageLimits, Prediction
-from longhaul.serving.inference import EngineKind, InferenceEngine, make_engine
+from longhaul.serving.loading import EngineKind, make_engine
 from longhaul.serving.refusals import UnknownModel
 
 SERVED_TASKS = ("classification",)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from longhaul.data.preprocess import ImagePreprocess, to_rgb
+from longhaul.engines.inference import Array, InferenceEngine, only_input
 from longhaul.errors import IntegrityError, UserError
-from longhaul.serving.inference import Array, InferenceEngine, only_input
 from longhaul.serving.refusals import BrokenImage, ImageTooLarge, InvalidParameter
 from longhaul.workloads.base import Signature
 

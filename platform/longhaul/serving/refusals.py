@@ -1,4 +1,4 @@
-"""What a client can get wrong, each with the HTTP status it answers with; `serving.problems` turns them into problem+json."""
+"""What a client can get wrong, each with its HTTP status; `serving.http.problems` turns them into problem+json."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 
 from longhaul import __version__
-from longhaul.serving import problems
 from longhaul.serving.catalog import Catalog, ServedModel
 from longhaul.serving.classifier import Prediction
-from longhaul.serving.reference_page import render
+from longhaul.serving.http import problems
+from longhaul.serving.http.reference_page import render
 from longhaul.serving.refusals import BrokenImage, ImageTooLarge, NotReady, UnsupportedContentType
 
 IMAGE_FIELD = "image"

@@ -11,9 +11,10 @@ from onnx import load as load_onnx
 from onnx import numpy_helper
 from torch import nn
 
+from longhaul.engines.inference import OnnxRuntimeEngine, TorchEngine
+from longhaul.engines.tensorrt_engine import TensorRTEngine
 from longhaul.errors import IntegrityError, UserError
-from longhaul.serving.inference import OnnxRuntimeEngine, TorchEngine, make_engine
-from longhaul.serving.tensorrt_engine import TensorRTEngine
+from longhaul.serving.loading import make_engine
 from longhaul.workloads.base import TensorSpec
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from longhaul.serving.api import build_api
+from longhaul.serving.http.api import build_api
 
 PREDICT = "/v1/models/tiny/predict"
 PNG = {"Content-Type": "image/png"}

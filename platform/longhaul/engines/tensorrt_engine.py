@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longhaul.engines.inference import Array, check_batch, check_names, only_input, warm_up
 from longhaul.errors import LonghaulError, UserError
-from longhaul.serving.inference import Array, check_batch, check_names, only_input, warm_up
 from longhaul.workloads.base import Signature
 
 # By name, because the two libraries have enums of their own and not every version knows every member.

@@ -1,0 +1,1 @@
+"""Inference engines: a batch in, named arrays out, on ONNX Runtime, torch or TensorRT."""

@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, bodies, problems, tokens. Nothing here knows Ray."""
