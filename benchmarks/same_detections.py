@@ -18,10 +18,11 @@ from typing import cast
 import torch
 
 from longhaul.data.loader import batches
+from longhaul.engines.engine_module import EngineModule
+from longhaul.engines.onnxruntime_engine import OnnxRuntimeEngine
 from longhaul.errors import UserError
 from longhaul.export.decisions import BOUNDS, THRESHOLDS, Tally
 from longhaul.export.registry import Registry
-from longhaul.export.runtimes import FixedBatches, OnnxModel
 from longhaul.insight.runs import resolve_run
 from longhaul.models.faster_rcnn import Detections
 from longhaul.resilience.checkpoint import load_weights
@@ -49,9 +50,10 @@ def main() -> None:
     print(f"{manifest.name}@{manifest.version} against {run.name}: {len(images)} tiles")
     with tempfile.TemporaryDirectory() as scratch:
         files = registry.fetch(manifest, Path(scratch))
-        graphs = {size: OnnxModel(files[manifest.model_file(size)], workload.signature()) for size in manifest.batches}
         for size in manifest.batches:
-            found = cast(Detections, FixedBatches(graphs).at(size, images))
+            file, threads = files[manifest.model_file(size)], torch.get_num_threads()
+            engine = OnnxRuntimeEngine({size: file}, workload.signature(), max_batch=size, threads=threads)
+            found = cast(Detections, EngineModule(engine)(images))
             for threshold in THRESHOLDS:
                 tally = Tally(threshold)
                 tally.add(expected, found)

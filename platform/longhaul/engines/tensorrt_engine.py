@@ -1,4 +1,4 @@
-"""The TensorRT engine: a plan on a CUDA stream of its own, with torch tensors as its buffers.
+"""The TensorRT engine: plans on a CUDA stream of their own, with torch tensors as their buffers.
 
 A plan loads only in the library (`tensorrt`, or the API-identical `tensorrt_rtx`), the version and on the kind of GPU that
 it was built for. One that does not fit yields None and raises nothing (`Runtime.deserialize_cuda_engine`).
@@ -7,30 +7,32 @@ it was built for. One that does not fit yields None and raises nothing (`Runtime
 from __future__ import annotations
 
 import importlib
-import itertools
-import threading
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longhaul.engines.inference import Array, check_batch, check_names, only_input, warm_up
-from longhaul.errors import LonghaulError, UserError
+from longhaul.engines.device_queue import DeviceQueue
+from longhaul.engines.inference import Array, EngineClosed, check_input_shape, check_names, only_input
+from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.workloads.base import Signature
 
 # By name, because the two libraries have enums of their own and not every version knows every member.
-_DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_DTYPES = MappingProxyType(
+    {
+        "FLOAT": torch.float32,
+        "HALF": torch.float16,
+        "BF16": torch.bfloat16,
+        "INT64": torch.int64,
+        "INT32": torch.int32,
+        "INT8": torch.int8,
+        "UINT8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+)
 
 
 class PlanNotLoadable(LonghaulError):
@@ -38,99 +40,182 @@ class PlanNotLoadable(LonghaulError):
 
 
 class TensorRTEngine:
-    """One plan, one execution context, one stream; calls from several threads take turns.
+    """Plans of one model, on one stream; an execution context each, whose scratch memory is its own.
+
+    A batch is padded up to the smallest plan that holds it. From `warm_up` on, plans of a fixed batch run as CUDA graphs.
 
     Args:
-        plan: the serialized engine.
-        builder: the library that built it, `tensorrt` or `tensorrt_rtx` (`PlanRecord.builder`).
+        plans: batch size -> plan, or None -> the one plan for any batch (`PlanRecord.batch`).
+        builder: the library that built them, `tensorrt` or `tensorrt_rtx` (`PlanRecord.builder`).
         signature: what the model takes and gives.
-        max_batch: the most samples that one call takes; the plan's own profile may allow less, and then that is the limit.
-        device: the CUDA device.
+        max_batch: the most samples that one call takes, where one plan takes any batch; its profile may allow less, and then
+            that is the limit. With plans of fixed batches, the largest of them is.
+        device: the CUDA device; engines on several GPUs do not slow each other.
+        graphs: no CUDA graphs if False.
 
     Raises:
-        UserError: there is no CUDA device.
-        PlanNotLoadable: the library is not installed, or it cannot load the plan here.
-        IntegrityError: the plan's tensors are not those of the signature.
+        UserError: there is no such CUDA device.
+        PlanNotLoadable: the library is not installed, or it cannot load a plan here.
+        IntegrityError: a plan's tensors are not those of the signature.
     """
 
     kind = "tensorrt"
 
-    def __init__(self, plan: Path, builder: str, signature: Signature, *, max_batch: int, device: str = "cuda:0") -> None:
-        if not torch.cuda.is_available():
-            raise UserError(f"plan {plan.name}: this machine has no CUDA device", "Choose engine onnxruntime")
-        self._device = torch.device(device)
-        self._input = only_input(signature)
-        self._outputs = [output.name for output in signature.outputs]
-        self._lock = threading.Lock()
-        with torch.cuda.device(self._device):
-            self._library, self._runtime, self._engine = _load(plan, builder)
-            check_names(plan.name, signature, *self._tensor_names())
-            self._context: Any = self._engine.create_execution_context()
-            if self._context is None:
-                raise PlanNotLoadable(f"plan {plan.name}: no execution context; the GPU's memory may be full")
-            self._stream: Any = torch.cuda.Stream(self._device)
-            largest = int(self._engine.get_tensor_profile_shape(self._input.name, 0)[2][0])
-            self.max_batch = min(max_batch, largest)
-            self._buffers = self._allocate()
+    def __init__(
+        self,
+        plans: Mapping[int | None, Path],
+        builder: str,
+        signature: Signature,
+        *,
+        max_batch: int,
+        device: str = "cuda:0",
+        graphs: bool = True,
+    ) -> None:
+        where = cuda_device(device)
+        spec = only_input(signature)
+        with torch.cuda.device(where):
+            library = _library(builder)
+            self._runtime: Any = library.Runtime(library.Logger(library.Logger.ERROR))  # must outlive the plans
+            self._plans = [
+                _Plan(file, library, self._runtime, signature, batch, max_batch, where) for batch, file in plans.items()
+            ]
+            self._queue = DeviceQueue(
+                f"{', '.join(file.name for file in plans.values())} by {builder}",
+                {plan.most: plan for plan in self._plans},
+                spec,
+                where,
+                any_size=None in plans,
+                graphs=graphs,
+            )
+
+    @property
+    def max_batch(self) -> int:
+        """See `InferenceEngine`."""
+        return self._queue.max_batch
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The batch sizes that run as a CUDA graph."""
+        return self._queue.captured
 
     def infer(self, batch: Array | Tensor) -> dict[str, Array]:
-        """See `InferenceEngine.infer`; a CUDA tensor is copied once, on the device, behind the caller's current stream."""
-        check_batch(batch, self._input, self.max_batch)
-        samples = batch.shape[0]
-        with self._lock, torch.cuda.device(self._device):
-            if self._context is None:
-                raise RuntimeError("the engine is closed")
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._stream):
-                source = torch.as_tensor(batch)
-                self._buffers[self._input.name][:samples].copy_(source, non_blocking=True)
-                if source.is_cuda:
-                    source.record_stream(self._stream)  # or the allocator may hand its memory on while the copy reads it
-                self._context.set_input_shape(self._input.name, (samples, *self._input.shape))
-                if not self._context.execute_async_v3(self._stream.cuda_stream):
-                    raise RuntimeError("TensorRT could not start the inference; its log has the reason")
-                answers = {name: self._buffers[name][:samples].to("cpu", non_blocking=True) for name in self._outputs}
-            self._stream.synchronize()
-        return {name: tensor.numpy() for name, tensor in answers.items()}
+        """See `InferenceEngine.infer`; a CUDA tensor, of this GPU or another, is copied once, on the devices."""
+        return self._queue.run(batch)
 
     def warm_up(self) -> None:
         """See `InferenceEngine.warm_up`."""
-        warm_up(self, self._input)
+        self._queue.warm_up()
 
     def close(self) -> None:
         """See `InferenceEngine.close`."""
-        with self._lock:
-            self._buffers.clear()
-            # In this order: the library wants a context gone before its engine, and the engine before its runtime.
-            self._context = None
-            self._engine = None
-            self._runtime = None
-
-    def _tensor_names(self) -> tuple[list[str], list[str]]:
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._library.TensorIOMode.INPUT]
-        return inputs, [name for name in names if name not in inputs]
-
-    def _allocate(self) -> dict[str, Tensor]:
-        """A device buffer for every tensor at the largest batch; their addresses never change."""
-        self._context.set_input_shape(self._input.name, (self.max_batch, *self._input.shape))
-        buffers = {}
-        for name in itertools.chain(*self._tensor_names()):
-            dtype = _DTYPES[self._engine.get_tensor_dtype(name).name]
-            buffers[name] = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device=self._device)
-            self._context.set_tensor_address(name, buffers[name].data_ptr())
-        return buffers
+        # In this order: a graph goes before what it launches, a context before its plan, a plan before the runtime.
+        self._queue.close()
+        for plan in self._plans:
+            plan.close()
+        self._plans = []
+        self._runtime = None
 
 
-def _load(plan: Path, builder: str) -> tuple[ModuleType, Any, Any]:
-    """The library, a runtime of it (which must outlive the engine), and the engine."""
+def cuda_device(name: str) -> torch.device:
+    """The CUDA device of this name, with its number.
+
+    Raises:
+        UserError: there is none, or `name` is no name of a CUDA device.
+    """
     try:
-        library = importlib.import_module(builder)
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r}: unknown", "Name one such as cuda:0") from None
+    if device.type != "cuda":
+        raise UserError(f"device {name!r}: TensorRT runs on CUDA devices alone", "Name one such as cuda:0")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = device.index or 0
+    if number >= count:
+        has = "no CUDA device" if count == 0 else f"{count} CUDA device{'s'[: count > 1]}"
+        fix = "Choose engine onnxruntime" if count == 0 else f"Choose one of cuda:0 to cuda:{count - 1}"
+        raise UserError(f"device {name}: this machine has {has}", fix)
+    return torch.device("cuda", number)
+
+
+class _Plan:
+    """One loaded plan with its execution context and output buffers, whose addresses never change."""
+
+    def __init__(
+        self,
+        file: Path,
+        library: ModuleType,
+        runtime: Any,
+        signature: Signature,
+        batch: int | None,
+        max_batch: int,
+        device: torch.device,
+    ) -> None:
+        self._name = file.name
+        self._input = only_input(signature)
+        self._engine = _load(file, library, runtime, device)
+        inputs, outputs = tensor_names(self._engine, library)
+        check_names(file.name, signature, inputs, outputs)
+        self._dynamic = batch is None
+        check_input_shape(file.name, self._input, batch, tuple(self._engine.get_tensor_shape(self._input.name)))
+        self.most = batch or min(max_batch, int(self._engine.get_tensor_profile_shape(self._input.name, 0)[2][0]))
+        self._context: Any = self._engine.create_execution_context()
+        if self._context is None:
+            raise PlanNotLoadable(f"plan {file.name}: no execution context; the GPU's memory may be full")
+        self._shape_input(self.most)
+        self._buffers = {name: self._allocate(name, device) for name in outputs}
+        self._given = [spec.name for spec in signature.outputs]
+
+    def __call__(self, given: Tensor) -> Mapping[str, Tensor]:
+        """See `longhaul.engines.cuda_graph.Kernels`."""
+        if self._context is None:
+            raise EngineClosed
+        stream = torch.cuda.current_stream(given.device).cuda_stream
+        # tensorrt_rtx compiles kernels when they are first needed, and then a capture would not hold them.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if torch.cuda.is_current_stream_capturing() and capturable is not None and not capturable(stream):
+            raise RuntimeError(f"plan {self._name} says that it cannot be captured")
+        self._shape_input(given.shape[0])
+        self._context.set_tensor_address(self._input.name, given.data_ptr())
+        if not self._context.execute_async_v3(stream):
+            raise RuntimeError(f"plan {self._name}: TensorRT could not start the inference; its log has the reason")
+        return {name: self._buffers[name] for name in self._given}
+
+    def close(self) -> None:
+        """Let go of the context, then of the engine."""
+        self._buffers = {}
+        self._context = None
+        self._engine = None
+
+    def _shape_input(self, samples: int) -> None:
+        if self._dynamic and not self._context.set_input_shape(self._input.name, (samples, *self._input.shape)):
+            raise RuntimeError(f"plan {self._name}: refuses a batch of {samples}")
+
+    def _allocate(self, name: str, device: torch.device) -> Tensor:
+        dtype = _DTYPES.get(self._engine.get_tensor_dtype(name).name)
+        if dtype is None:
+            raise IntegrityError(f"plan {self._name}: output {name!r} is of a type that has no counterpart in torch")
+        buffer = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device=device)
+        self._context.set_tensor_address(name, buffer.data_ptr())
+        return buffer
+
+
+def tensor_names(engine: Any, library: Any) -> tuple[list[str], list[str]]:
+    """Names of a loaded plan's inputs and outputs, in its order."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
+    return inputs, [name for name in names if name not in inputs]
+
+
+def _library(builder: str) -> ModuleType:
+    try:
+        return importlib.import_module(builder)
     except (ImportError, OSError, RuntimeError) as error:  # the last two: its shared libraries do not load
-        raise PlanNotLoadable(f"plan {plan.name}: {builder} cannot be imported ({error})") from error
-    runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        raise PlanNotLoadable(f"{builder} cannot be imported ({error})") from error
+
+
+def _load(plan: Path, library: ModuleType, runtime: Any, device: torch.device) -> Any:
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        here = f"{builder} {library.__version__} on {torch.cuda.get_device_name()}"
+        here = f"{library.__name__} {library.__version__} on {torch.cuda.get_device_name(device)}"
         raise PlanNotLoadable(f"plan {plan.name}: {here} cannot load it; it was built for another version or GPU")
-    return library, runtime, engine
+    return engine

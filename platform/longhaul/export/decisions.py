@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchvision.ops import box_iou
 
@@ -24,7 +24,6 @@ from longhaul.data.samples import Batch
 from longhaul.errors import UserError
 from longhaul.export.manifest import BoundsRecord, DecisionsRecord, ParityRecord, RuntimeRecord, ThresholdRecord
 from longhaul.export.parity import Comparison, Recorder, scalars
-from longhaul.export.runtimes import FixedBatches
 from longhaul.models.faster_rcnn import Detections, Detector
 from longhaul.models.static_detector import iterations_needed
 from longhaul.workloads.base import Precision, Workload
@@ -148,11 +147,14 @@ def _within(value: float, bound: float | None) -> bool:
 class _Side:
     """One runtime on its way through the test split."""
 
-    model: Recorder
-    runtime: FixedBatches
+    models: Mapping[int, nn.Module]
     metrics: MetricCollection
     unsettled: int = 0
     tallies: list[Tally] = field(default_factory=lambda: [Tally(threshold) for threshold in THRESHOLDS])
+
+    def __post_init__(self) -> None:
+        self.sizes = tuple(sorted(self.models))
+        self.model = Recorder(self.models[self.sizes[-1]])  # by which all tiles go
 
     def add(self, reference: Detections, exported: Detections) -> None:
         for tally in self.tallies:
@@ -163,7 +165,7 @@ class _Side:
         something = all(record.reference for record in thresholds)  # nothing to compare is no agreement
         return RuntimeRecord(
             runtime=name,
-            batch_sizes=self.runtime.sizes,
+            batch_sizes=self.sizes,
             thresholds=thresholds,
             torch_map=torch_map,
             map=exported_map,
@@ -174,7 +176,7 @@ class _Side:
 
 @torch.no_grad()
 def compare_decisions(
-    model: Detector, exported: Mapping[Runtime, FixedBatches], workload: Workload, precision: Precision
+    model: Detector, exported: Mapping[Runtime, Mapping[int, nn.Module]], workload: Workload, precision: Precision
 ) -> Comparison:
     """Run the torch model and the exported files on the test split and pair their detections.
 
@@ -184,7 +186,7 @@ def compare_decisions(
 
     Args:
         model: the trained detector in float32; left in evaluation mode.
-        exported: by runtime, ONNX Runtime first.
+        exported: by runtime, ONNX Runtime first: batch size -> an `EngineModule` of the file for that size.
         workload: gives test split and metrics.
         precision: of the exported graphs; decides what passes.
 
@@ -195,8 +197,8 @@ def compare_decisions(
         raise UserError("the test split is empty", "Set data.test_share above 0, or give more recordings")
     model.eval()
     reference, reference_metrics = Recorder(model), workload.metrics()
-    sides = {name: _Side(Recorder(runtime), runtime, workload.metrics()) for name, runtime in exported.items()}
-    largest = max(side.runtime.sizes[-1] for side in sides.values())
+    sides = {name: _Side(models, workload.metrics()) for name, models in exported.items()}
+    largest = max(side.sizes[-1] for side in sides.values())
     tiles, images = 0, []
     for batch, counts in _tiles(workload, largest):
         ours = _measured(workload, reference, batch, reference_metrics if counts else workload.metrics())
@@ -207,8 +209,8 @@ def compare_decisions(
             side.add(ours, theirs)
             side.unsettled += int((theirs[3] != 0).sum())
             if len(images) == 1:  # every size must be right, and one batch shows it
-                for size in side.runtime.sizes[:-1]:
-                    side.add(ours, _four(side.runtime.at(size, images[0])))
+                for size in side.sizes[:-1]:
+                    side.add(ours, _four(side.models[size](images[0])))
     bounds, values = BOUNDS[precision], scalars(reference_metrics)
     found = {name: scalars(side.metrics) for name, side in sides.items()}
     records = [side.record(name, _map(workload, values), _map(workload, found[name]), bounds) for name, side in sides.items()]
@@ -249,7 +251,7 @@ def _parity(
     assert bound is not None
     return ParityRecord(
         samples=len(workload.splits.test),
-        batch_sizes=side.runtime.sizes,
+        batch_sizes=side.sizes,
         max_abs_difference=max(differences, default=0.0),
         mean_abs_difference=sum(differences) / max(len(differences), 1),
         top1_agreement=None,

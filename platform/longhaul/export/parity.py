@@ -104,7 +104,7 @@ def compare(model: nn.Module, exported: nn.Module, workload: Workload, *, max_ba
 
     Args:
         model: the torch network, on the CPU; left in eval mode.
-        exported: an `OnnxModel` of what `export_onnx` made of it, or several as `FixedBatches`.
+        exported: an `EngineModule` of what `export_onnx` made of it.
         workload: gives test split, metrics and signature.
         max_batch: the largest batch of the exported model.
 

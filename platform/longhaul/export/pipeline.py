@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,10 @@ import torch
 from torch import nn
 
 from longhaul import workloads
+from longhaul.engines.engine_module import EngineModule
+from longhaul.engines.inference import InferenceEngine
+from longhaul.engines.onnxruntime_engine import OnnxRuntimeEngine
+from longhaul.engines.tensorrt_engine import TensorRTEngine
 from longhaul.errors import IntegrityError
 from longhaul.export.decisions import Runtime, compare_decisions
 from longhaul.export.manifest import (
@@ -25,7 +30,6 @@ from longhaul.export.manifest import (
 from longhaul.export.onnx_model import export_onnx
 from longhaul.export.parity import Comparison, compare
 from longhaul.export.registry import Registry
-from longhaul.export.runtimes import FixedBatches, OnnxModel, TensorRTModel
 from longhaul.export.tensorrt_plan import build_plan
 from longhaul.models.faster_rcnn import Detector
 from longhaul.recipe import Recipe
@@ -156,22 +160,35 @@ def _comparison(
     model: nn.Module, workload: Workload, onnx_files: Mapping[int | None, Path], plans: Sequence[PlanRecord], recipe: Recipe
 ) -> Comparison:
     """By what is decided for detectors, by the outputs' numbers for all else."""
-    signature, most = workload.signature(), recipe.export.max_batch
-    loaded = {batch: OnnxModel(file, signature) for batch, file in onnx_files.items()}
-    if not isinstance(model, Detector):
-        one = loaded.get(None)
-        return compare(model, one or _fixed(loaded), workload, max_batch=max(recipe.export.batches, default=most))
-    runtimes: dict[Runtime, FixedBatches] = {"onnxruntime": _fixed(loaded)}
-    if plans and torch.cuda.is_available():
-        folder = next(iter(onnx_files.values())).parent
-        engines = {plan.batch: TensorRTModel(folder / plan.file, plan.builder, signature) for plan in plans}
-        runtimes[plans[0].builder] = _fixed(engines)
-    return compare_decisions(model, runtimes, workload, recipe.export.precision)
+    signature, threads = workload.signature(), torch.get_num_threads()
+    most = max(recipe.export.batches, default=recipe.export.max_batch)
+    with contextlib.ExitStack() as loaded:
 
+        def module(engine: InferenceEngine) -> EngineModule:
+            loaded.callback(engine.close)
+            return EngineModule(engine)
 
-def _fixed(models: Mapping[int | None, nn.Module]) -> FixedBatches:
-    """Graphs of fixed shapes as one model; a detector has no other (`recipe.schema`)."""
-    return FixedBatches({batch: model for batch, model in models.items() if batch is not None})
+        if not isinstance(model, Detector):
+            exported = module(OnnxRuntimeEngine(onnx_files, signature, max_batch=most, threads=threads))
+            return compare(model, exported, workload, max_batch=most)
+        # An engine for each size, so that each is tried; a detector has no graph for any size (`recipe.schema`).
+        runtimes: dict[Runtime, dict[int, EngineModule]] = {
+            "onnxruntime": {
+                batch: module(OnnxRuntimeEngine({batch: file}, signature, max_batch=batch, threads=threads))
+                for batch, file in onnx_files.items()
+                if batch is not None
+            }
+        }
+        if plans and torch.cuda.is_available():
+            folder = next(iter(onnx_files.values())).parent
+            runtimes[plans[0].builder] = {
+                plan.batch: module(
+                    TensorRTEngine({plan.batch: folder / plan.file}, plan.builder, signature, max_batch=plan.batch)
+                )
+                for plan in plans
+                if plan.batch is not None
+            }
+        return compare_decisions(model, runtimes, workload, recipe.export.precision)
 
 
 def _network(recipe: Recipe, workload: Workload, weights: Weights) -> nn.Module:

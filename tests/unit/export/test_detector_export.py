@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 from longhaul import workloads
 from longhaul.cli.export import export
+from longhaul.engines.engine_module import EngineModule
+from longhaul.engines.onnxruntime_engine import OnnxRuntimeEngine
 from longhaul.errors import UserError
 from longhaul.export.manifest import Manifest
 from longhaul.export.onnx_model import export_onnx
 from longhaul.export.pipeline import export_run
 from longhaul.export.registry import Registry
-from longhaul.export.runtimes import FixedBatches, OnnxModel
 from longhaul.export.tensorrt_plan import build_plan
 from longhaul.models import static_detector
 from longhaul.models.faster_rcnn import Detector
@@ -170,13 +171,13 @@ def test_onnx_runtime_agrees_on_tiles_that_the_export_did_not_see(
 ) -> None:
     signature, detector = exported[1].signature, trained_detector()
     images = tiles(30, seed=77)[0]  # the last batch is not full
-    model = FixedBatches({batch: OnnxModel(onnx_files[f"model.b{batch}.onnx"], signature) for batch in (1, 4)})
-    expected, found = detector(images), model(images)
+    both: dict[int | None, Path] = {batch: onnx_files[f"model.b{batch}.onnx"] for batch in (1, 4)}
+    expected, found = detector(images), EngineModule(OnnxRuntimeEngine(both, signature, max_batch=4, threads=1))(images)
     assert torch.equal(found[2], expected[2])
     torch.testing.assert_close(found[0], expected[0], atol=1e-2, rtol=0)
     torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=0)
     assert int((expected[1] > 0.5).sum()) > 40
-    one = model.at(1, images)
+    one = EngineModule(OnnxRuntimeEngine({1: both[1]}, signature, max_batch=1, threads=1))(images)
     torch.testing.assert_close(one[0], expected[0], atol=1e-2, rtol=0)
 
 

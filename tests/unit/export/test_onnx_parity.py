@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from longhaul import workloads
+from longhaul.engines.engine_module import EngineModule
+from longhaul.engines.onnxruntime_engine import OnnxRuntimeEngine
 from longhaul.errors import LonghaulError
 from longhaul.export.onnx_model import export_onnx
 from longhaul.export.parity import compare
-from longhaul.export.runtimes import OnnxModel
 from longhaul.recipe import Recipe
 from longhaul.workloads import Signature, TensorSpec, Workload
 
@@ -27,6 +28,10 @@ def workload(recipe: Recipe) -> Workload:
 @pytest.fixture(scope="module")
 def onnx_file(workload: Workload, trained: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(trained, workload.signature(), tmp_path_factory.mktemp("onnx"), max_batch=5, opset=18)[0]
+
+
+def by_onnx_runtime(file: Path, workload: Workload) -> EngineModule:
+    return EngineModule(OnnxRuntimeEngine({None: file}, workload.signature(), max_batch=5, threads=1))
 
 
 def test_names_opset_and_dynamic_batch(onnx_file: Path) -> None:
@@ -85,7 +90,7 @@ def test_two_inputs_and_two_outputs_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_parity_on_the_test_split(onnx_file: Path, trained: nn.Module, workload: Workload) -> None:
-    comparison = compare(trained, OnnxModel(onnx_file, workload.signature()), workload, max_batch=5)
+    comparison = compare(trained, by_onnx_runtime(onnx_file, workload), workload, max_batch=5)
     record = comparison.record
     assert record.passed
     assert record.samples == len(workload.splits.test)
@@ -112,7 +117,7 @@ def perturbed(model: nn.Module, amount: float) -> nn.Module:
 
 @pytest.mark.parametrize("amount", [0.01, 0.3])
 def test_other_weights_fail(onnx_file: Path, trained: nn.Module, workload: Workload, amount: float) -> None:
-    record = compare(perturbed(trained, amount), OnnxModel(onnx_file, workload.signature()), workload, max_batch=5).record
+    record = compare(perturbed(trained, amount), by_onnx_runtime(onnx_file, workload), workload, max_batch=5).record
     assert not record.passed
     assert record.max_abs_difference > record.tolerance
 
@@ -129,7 +134,7 @@ def test_a_model_that_is_right_only_at_full_batches_fails(workload: Workload, tr
 
     broken = Broken().eval()
     file = export_onnx(broken, workload.signature(), tmp_path, max_batch=5, opset=18)[0]
-    record = compare(broken, OnnxModel(file, workload.signature()), workload, max_batch=5).record
+    record = compare(broken, by_onnx_runtime(file, workload), workload, max_batch=5).record
     assert record.top1_agreement == 1  # in the batches of the test split nothing shows
     assert not record.passed
 
@@ -140,7 +145,7 @@ def test_not_a_number_fails(workload: Workload, trained: nn.Module, tmp_path: Pa
             logits: Tensor = trained(image)
             return logits * torch.nan
 
-    record = compare(Poisoned(), OnnxModel(onnx_file, workload.signature()), workload, max_batch=5).record
+    record = compare(Poisoned(), by_onnx_runtime(onnx_file, workload), workload, max_batch=5).record
     assert record.max_abs_difference == float("inf")
     assert not record.passed
 
@@ -160,7 +165,7 @@ def test_other_classes_fail_however_small_the_difference(workload: Workload, tmp
             return logits
 
     file = export_onnx(Shy(3), workload.signature(), tmp_path, max_batch=5, opset=18)[0]
-    record = compare(Shy(4), OnnxModel(file, workload.signature()), workload, max_batch=5).record
+    record = compare(Shy(4), by_onnx_runtime(file, workload), workload, max_batch=5).record
     assert record.max_abs_difference < record.tolerance / 20
     assert record.top1_agreement == 0
     assert not record.passed
