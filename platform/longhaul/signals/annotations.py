@@ -11,6 +11,7 @@ from typing import Any
 from longhaul.errors import UserError
 
 _ROUNDING = 1e-6  # of the sample rate: what an edge may be past the band without a word, by arithmetic alone
+_EMITTER = "emitter "  # begins a comment that names the sender
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Annotation:
         label: what it is.
         start, count: in samples of the recording; the file's first sample is 0.
         low_hz, high_hz: edges relative to the capture's centre.
+        emitter: who sent it, where that is known: bursts with the same name are one sender's.
     """
 
     label: str
@@ -28,6 +30,7 @@ class Annotation:
     count: int
     low_hz: float
     high_hz: float
+    emitter: str | None = None
 
     @property
     def stop(self) -> int:
@@ -72,7 +75,7 @@ def parse_annotations(entries: Sequence[dict[str, Any]], frame: Frame) -> tuple[
         label = _label(entry, where, oddities)
         start, count = _extent(entry, where, frame, oddities)
         low, high = _edges(entry, where, frame, oddities)
-        found.append(Annotation(label, start, count, low, high))
+        found.append(Annotation(label, start, count, low, high, _emitter(entry)))
     notes = [f"{many} of {len(found)} annotations {what}" for what, many in oddities.items()]
     return tuple(found), notes + overlap_notes(found)
 
@@ -95,6 +98,18 @@ def overlap_notes(annotations: Iterable[Annotation]) -> list[str]:
         f"{many} pair{'s' * (many > 1)} of annotations {label!r} overlap{'s' * (many == 1)}, first at sample {first[label]}"
         for label, many in pairs.items()
     ]
+
+
+def emitter_comment(emitter: str) -> str:
+    """What `core:comment` says about a sender; SigMF has no field for one."""
+    return f"{_EMITTER}{emitter}"
+
+
+def _emitter(entry: dict[str, Any]) -> str | None:
+    """The sender that a comment names and nothing else; whatever people wrote is theirs."""
+    comment = str(entry.get("core:comment", ""))
+    name = comment.removeprefix(_EMITTER)
+    return name if name != comment and name and not any(character.isspace() for character in name) else None
 
 
 def _label(entry: dict[str, Any], where: str, oddities: Counter[str]) -> str:

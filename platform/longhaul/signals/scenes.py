@@ -139,4 +139,4 @@ def _annotation(placed: _Placed, rate_hz: float, samples: int) -> Annotation | N
     low, high = max(low, -rate_hz / 2), min(high, rate_hz / 2)
     if begin >= end or low >= high:
         return None
-    return Annotation(label=burst.label, start=begin, count=end - begin, low_hz=low, high_hz=high)
+    return Annotation(label=burst.label, start=begin, count=end - begin, low_hz=low, high_hz=high, emitter=burst.emitter)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from sigmf import SigMFFile
 
-from longhaul.signals.annotations import Annotation
+from longhaul.signals.annotations import Annotation, emitter_comment
 from longhaul.signals.sample_format import Complex64, SampleFormat
 from longhaul.signals.sigmf_files import DATA, META
 
@@ -149,13 +149,14 @@ class RecordingWriter:
 
     def _entry(self, annotation: Annotation) -> dict[str, Any]:
         center = self._center or 0.0
-        return {
+        entry = {
             "core:sample_start": annotation.start,
             "core:sample_count": annotation.count,
             "core:freq_lower_edge": center + annotation.low_hz,
             "core:freq_upper_edge": center + annotation.high_hz,
             "core:label": annotation.label,
         }
+        return entry if annotation.emitter is None else entry | {"core:comment": emitter_comment(annotation.emitter)}
 
 
 def write_recording(

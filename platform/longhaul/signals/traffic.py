@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -47,6 +48,7 @@ class Transmission:
         start_s: when it begins; before 0 it was on the air before the capture began.
         offset_hz: its centre, relative to the capture's centre.
         snr_db: its power over the noise power in its bandwidth.
+        emitter: who sends it, such as `wifi/6/0`: a station on channel 6, a piconet, a user of the cell, or a chirper.
     """
 
     label: str | None
@@ -54,6 +56,7 @@ class Transmission:
     start_s: float
     offset_hz: float
     snr_db: float
+    emitter: str
 
     @property
     def end_s(self) -> float:
@@ -82,22 +85,25 @@ Planner = Callable[[SceneSettings, float, np.random.Generator], Iterator[Transmi
 def wifi_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Generator) -> Iterator[Transmission]:
     """Stations on channels 1, 6 and 11 (those in the band): packets, some followed soon by another or by an acknowledgement."""
     half = settings.sample_rate_hz / 2
-    channels = [f - center_hz for f in WIFI_USUAL_HZ if abs(f - center_hz) + 2e6 < half] or [0.0]
+    channels = {_wifi_channel(f): f - center_hz for f in WIFI_USUAL_HZ if abs(f - center_hz) + 2e6 < half} or {0: 0.0}
     per_channel = settings.objects_per_chunk["wifi"] / len(channels)
-    low, high = settings.burst_s
+    low, high = settings.lengths_s("wifi")
     idle_s = max(settings.chunk_s / per_channel - (low + high) / 2, low)
-    for channel in channels:
+    for channel, offset in channels.items():
         stations = rng.uniform(*settings.snr_db, 3)
         now = -rng.uniform(0, idle_s)
         while now < settings.duration_s:
             wanted_s = _log_uniform(rng, low, high)
             order = _pick(rng, ORDERS)
             packet = WifiPacket(max(1, round((wanted_s - WIFI_PREAMBLE_S) / WIFI_SYMBOL_S)), order)
-            yield Transmission("wifi", packet, now, channel, float(rng.choice(stations)))
+            station = int(rng.choice(3))
+            yield Transmission("wifi", packet, now, offset, float(stations[station]), f"wifi/{channel}/{station}")
             now += packet.duration_s
             if rng.random() < settings.acknowledged:
                 now += WIFI_SIFS_S
-                yield Transmission("wifi", WIFI_ACKNOWLEDGEMENT, now, channel, float(rng.choice(stations)))
+                station = int(rng.choice(3))
+                emitter = f"wifi/{channel}/{station}"
+                yield Transmission("wifi", WIFI_ACKNOWLEDGEMENT, now, offset, float(stations[station]), emitter)
                 now += WIFI_ACKNOWLEDGEMENT.duration_s
             if rng.random() < settings.follow_ups:
                 now += WIFI_DIFS_S + WIFI_BACKOFF_SLOT_S * int(rng.integers(4, 32))
@@ -120,7 +126,7 @@ def bluetooth_traffic(settings: SceneSettings, center_hz: float, rng: np.random.
         slots = SLOTS[int(rng.choice(3, p=weights))]
         offset = _pick(rng, BLUETOOTH_CHANNELS_HZ) - center_hz
         if rng.random() < load and abs(offset) + 0.25e6 < half:
-            yield Transmission("bluetooth", BluetoothPacket(slots, index), now, offset, float(devices[turn]))
+            yield Transmission("bluetooth", BluetoothPacket(slots, index), now, offset, float(devices[turn]), "bluetooth/0")
         now += slots * BLUETOOTH_SLOT_S
         turn = 1 - turn
 
@@ -128,12 +134,13 @@ def bluetooth_traffic(settings: SceneSettings, center_hz: float, rng: np.random.
 def lte_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Generator) -> Iterator[Transmission]:
     """A cell's uplink: users on free resource blocks for whole subframes, some hopping between the halves slot by slot."""
     total = next((blocks for blocks in (100, 75, 50, 25, 15, 6) if blocks * LTE_BLOCK_HZ < settings.sample_rate_hz), 6)
-    low, high = (max(1, round(edge / (2 * LTE_SLOT_S))) for edge in settings.burst_s)
+    low, high = (max(1, round(edge / (2 * LTE_SLOT_S))) for edge in settings.lengths_s("lte_uplink"))
     subframes = math.ceil(settings.duration_s / (2 * LTE_SLOT_S)) + high + 1
     taken = np.zeros((subframes + high + 2, total), bool)
     sizes = [size for size in allocation_sizes(max(1, total // 2)) if size >= min(4, total)] or [1]
     per_subframe = settings.objects_per_chunk["lte_uplink"] * 2 * LTE_SLOT_S / settings.chunk_s
     phase_s = -rng.uniform(0, 1) * 2 * LTE_SLOT_S - high * 2 * LTE_SLOT_S
+    user = count()
     for subframe in range(subframes):
         for _ in range(int(rng.poisson(per_subframe))):
             hops = bool(rng.random() < settings.hopping)
@@ -150,23 +157,28 @@ def lte_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Genera
             order = _pick(rng, ORDERS)
             snr_db = float(rng.uniform(*settings.snr_db))
             each = 2 * lasting if len(spots) == 1 else 1
+            emitter = f"lte_uplink/{next(user)}"
             for part in range(len(spots)):
                 start_s = phase_s + subframe * 2 * LTE_SLOT_S + part * LTE_SLOT_S
                 offset = (spots[part] + size / 2 - total / 2) * LTE_BLOCK_HZ
-                yield Transmission("lte_uplink", LteUplinkBurst(size, each, order), start_s, offset, snr_db)
+                yield Transmission("lte_uplink", LteUplinkBurst(size, each, order), start_s, offset, snr_db, emitter)
 
 
 def chirp_traffic(settings: SceneSettings, center_hz: float, rng: np.random.Generator) -> Iterator[Transmission]:
     """Sweeps at random moments, with one of the stated rates, wholly inside the band."""
     gap_s = settings.chunk_s / settings.objects_per_chunk["creamy_chicken"]
     now = -rng.exponential(gap_s)
-    while now < settings.duration_s:
+    shortest, longest_s = settings.lengths_s("creamy_chicken")
+    for number in count():
+        if now >= settings.duration_s:
+            return
         sweep = float(rng.choice(settings.sweeps_hz_per_s))
-        longest = min(settings.burst_s[1], 0.4 * settings.sample_rate_hz / sweep)
+        longest = min(longest_s, 0.4 * settings.sample_rate_hz / sweep)
         shape = _pick(rng, SHAPES)
-        chirp = Chirp(_log_uniform(rng, min(settings.burst_s[0], longest), longest), sweep, shape)
+        chirp = Chirp(_log_uniform(rng, min(shortest, longest), longest), sweep, shape)
         room = 0.48 * settings.sample_rate_hz - chirp.bandwidth_hz / 2
-        yield Transmission("creamy_chicken", chirp, now, rng.uniform(-room, room), float(rng.uniform(*settings.snr_db)))
+        offset, snr_db = rng.uniform(-room, room), float(rng.uniform(*settings.snr_db))
+        yield Transmission("creamy_chicken", chirp, now, offset, snr_db, f"creamy_chicken/{number}")
         now += rng.exponential(gap_s)
 
 
@@ -204,15 +216,16 @@ def _edge_cases(
     chunks = round(settings.duration_s / settings.chunk_s)
     if chunks > 1:
         edges.append(settings.chunk_s * int(rng.integers(1, chunks)))
-    bursts = []
+    bursts: list[Transmission] = []
     for edge_s in edges:
         burst = _pick(rng, traffic)
-        bursts.append(replace(burst, start_s=edge_s - rng.uniform(0.3, 0.7) * burst.emission.duration_s))
+        emitter = f"{burst.label}/edge/{len(bursts)}"  # one of its own: whom it resembles may be on the air at that moment
+        bursts.append(replace(burst, start_s=edge_s - rng.uniform(0.3, 0.7) * burst.emission.duration_s, emitter=emitter))
     partial = _pick(rng, traffic)
     offset = _beyond_the_edge(partial, settings.sample_rate_hz / 2, center_hz, rng)
     if offset is not None:
         moment = rng.uniform(0.1, 0.9) * settings.duration_s
-        bursts.append(replace(partial, start_s=moment, offset_hz=offset))
+        bursts.append(replace(partial, start_s=moment, offset_hz=offset, emitter=f"{partial.label}/edge/{len(bursts)}"))
     return bursts
 
 
@@ -234,6 +247,10 @@ def _without_collisions(
         if rng.random() < share or not any(burst.meets(other) for other in kept):
             kept.append(burst)
     return kept
+
+
+def _wifi_channel(frequency_hz: float) -> int:
+    return round((frequency_hz - 2_407e6) / 5e6)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:

@@ -7,13 +7,15 @@ device, no Ray. The trainer knows all of that and nothing about the problem.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from longhaul.data.samples import Batch, Splits
+
+if TYPE_CHECKING:  # a GPU machine without torchmetrics can run what is exported
+    from torchmetrics import MetricCollection
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Arithmetic of an exported graph."""

@@ -17,7 +17,8 @@ from longhaul.signals.scene_settings import LABELS, SceneSettings, preset
 from longhaul.signals.scenes import BLOCK, Scene
 from longhaul.signals.traffic import Transmission
 
-KINDS = list(LABELS)
+KINDS = ["wifi_bluetooth", "lte_uplink", "creamy_chicken"]
+EVERY = [*KINDS, "mixed"]
 DURATION_S = 0.05
 
 
@@ -106,7 +107,7 @@ def test_a_boxs_edges_are_those_of_the_bursts_spectrum(kind: str) -> None:
         assert box.high_hz - 0.2 * width - bin_hz <= high <= box.high_hz + bin_hz
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_annotations_lie_inside_capture_and_band_and_hold_every_label(kind: str) -> None:
     for seed in range(3):
         scene = Scene(settings_of(kind), seed)
@@ -117,7 +118,7 @@ def test_annotations_lie_inside_capture_and_band_and_hold_every_label(kind: str)
         assert {box.label for box in scene.annotations} == set(LABELS[scene.settings.kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_every_scene_has_bursts_over_the_edges_of_capture_chunk_and_band(kind: str) -> None:
     for seed in range(3):
         scene = Scene(settings_of(kind), seed)
@@ -144,7 +145,7 @@ def test_a_burst_over_the_bands_edge_does_not_fold_back_at_the_other() -> None:
         pytest.fail("no burst to look at")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_seed_and_a_number_decide_every_byte(kind: str) -> None:
     settings = settings_of(kind, duration_s=0.02)
     first, again = Scene(settings, 4, 1), Scene(settings, 4, 1)
@@ -211,6 +212,38 @@ def test_clutter_is_on_the_air_and_in_no_annotation(kind: str) -> None:
 
 @pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_preset_with_clutter_shares_the_mixed_kinds_band_and_keeps_the_detectors_own_bursts(kind: str, small: bool) -> None:
+    alone, beside, mixed = preset(kind, small=small), preset(kind, small=small, clutter=True), preset("mixed", small=small)
+    assert beside.center_hz == mixed.center_hz
+    assert {*beside.labels, *beside.clutter_labels} == set(mixed.labels)
+    assert all(beside.objects_per_chunk[label] == alone.objects_per_chunk[label] for label in alone.labels)
+    for label in set(alone.labels) - {"bluetooth"}:
+        assert beside.lengths_s(label) == alone.lengths_s(label) == mixed.lengths_s(label)
+    for label in set(beside.clutter_labels) - {"bluetooth"}:  # whose packets have the lengths of the standard
+        assert beside.lengths_s(label) == mixed.lengths_s(label)
+
+
+def test_each_burst_names_its_sender_and_no_sender_is_on_the_air_twice_at_once() -> None:
+    scene = Scene(settings_of("mixed", duration_s=0.3, collisions=0.0), 2)
+    senders: dict[str, list[Transmission]] = {}
+    for burst in scene.transmissions:
+        senders.setdefault(burst.emitter, []).append(burst)
+    for name, bursts in senders.items():
+        assert {burst.label for burst in bursts} == {name.partition("/")[0]}
+        assert all(later.start_s >= earlier.end_s - 1e-9 for earlier, later in pairwise(bursts))
+    assert len(senders["bluetooth/0"]) > 20
+    stations = {name: bursts for name, bursts in senders.items() if name.startswith("wifi/") and "edge" not in name}
+    assert {name.split("/")[1] for name in stations} <= {"1", "6", "11"}
+    for bursts in stations.values():
+        assert len({(burst.offset_hz, burst.snr_db) for burst in bursts}) == 1
+    hopping = [bursts for name, bursts in senders.items() if name.startswith("lte_uplink") and len(bursts) == 2]
+    assert hopping
+    assert all(first.offset_hz != second.offset_hz for first, second in hopping)
+    assert {box.emitter for box in scene.annotations} == set(senders)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("kind", EVERY)
 def test_the_presets_put_a_handful_of_objects_on_a_tile(kind: str, small: bool) -> None:
     most = 8 if small else 35
     settings = preset(kind, small=small)
@@ -262,5 +295,11 @@ def test_an_unknown_kind_and_a_range_upside_down_are_refused_by_name() -> None:
         preset("zigbee")
     with pytest.raises(ValidationError, match="snr_db: 30 is above 15"):
         settings_of("lte_uplink", snr_db=(30, 15))
+    with pytest.raises(ValidationError, match=r"own_burst_s\.wifi: 0\.003 is above 0\.001"):
+        settings_of("mixed", own_burst_s={"wifi": (0.003, 0.001)})
+    with pytest.raises(UserError, match="mixed scenes have every label"):
+        preset("mixed", clutter=True)
+    with pytest.raises(ValidationError, match="clutter: mixed has all labels"):
+        settings_of("mixed", clutter=True)
     with pytest.raises(ValidationError, match="objects_per_chunk: give a number above 0 for wifi"):
         settings_of("wifi_bluetooth", objects_per_chunk={"bluetooth": 1.0})
