@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-fast lint format bench demo constraints clean
+.PHONY: help setup test test-all test-fast lint format bench demo demo-digits constraints clean
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
@@ -47,7 +47,10 @@ format: setup ## Format the code and put its imports in order
 bench: setup ## Run the benchmarks, each against its peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-demo: setup ## Train, export, serve and ask a small model, start to end (under 5 minutes)
+demo: setup ## Radio scenes, three detectors trained, exported, served, and asked by a stream (under 8 minutes on two cores)
+	$(BIN)/python jobs/demo.py
+
+demo-digits: setup ## Train, export, serve and ask a small classifier, start to end (under 5 minutes)
 	$(BIN)/python jobs/demo_digits.py
 
 constraints: ## Write constraints.txt anew: the newest versions that pyproject.toml allows

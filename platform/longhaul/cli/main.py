@@ -10,7 +10,23 @@ import typer
 from rich.console import Console
 
 from longhaul import __version__
-from longhaul.cli import autotune, cluster, crossval, drill, export, models, plan, recipe, runs, serve, signals, submit, train
+from longhaul.cli import (
+    autotune,
+    cluster,
+    crossval,
+    detect,
+    drill,
+    export,
+    models,
+    plan,
+    recipe,
+    runs,
+    serve,
+    signals,
+    submit,
+    tokens,
+    train,
+)
 from longhaul.errors import LonghaulError
 
 app = typer.Typer(
@@ -31,6 +47,8 @@ app.command(name="plan")(plan.plan)
 app.command(name="export")(export.export)
 app.add_typer(models.app, name="models")
 app.command(name="serve")(serve.serve)
+app.command(name="detect")(detect.detect)
+app.add_typer(tokens.app, name="token")
 app.add_typer(signals.app, name="signals")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(cluster.app, name="cluster")

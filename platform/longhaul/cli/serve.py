@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
     from longhaul.export.manifest import Manifest
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
@@ -41,6 +40,13 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port to listen on, in place of the config's.", show_default=False)
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="Token file (`longhaul token new`), in place of the config's; needed on any address but loopback.",
+            show_default=False,
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="The Ray cluster; the one at hand, or else a new one here, if left out.", show_default=False),
@@ -49,19 +55,27 @@ def serve(
     """Serve models from the registry over HTTP, until Ctrl-C.
 
     Each model's `prod` version is taken, else its latest. Every file is verified by its SHA-256 first, and the address is
-    printed once every engine has answered.
+    printed once every engine has answered. While it serves, it follows `prod`: `longhaul models promote` is all that an update
+    takes.
 
     Example: longhaul serve
 
     Example: longhaul serve --registry s3://bucket/models --model digits@3 --port 8080
     """
-    from longhaul.serving import deployment
+    from longhaul.cluster.connect import find_gcs
+    from longhaul.serving.proxy_mode import faster_proxy
 
     console = Console(highlight=False, soft_wrap=True)
-    settings = deployment.override(deployment.read_config(config), registry=registry, models=model or [], host=host, port=port)
-    manifests = deployment.check_models(settings)
-    deployment.check_port(settings.http_options.host, settings.http_options.port)
-    _run(settings, manifests, address, console)
+    starts = find_gcs(address or os.environ.get("RAY_ADDRESS") or None) is None
+    with faster_proxy() if starts else contextlib.nullcontext():  # before anything imports ray.serve
+        from longhaul.serving import deployment
+
+        settings = deployment.override(
+            deployment.read_config(config), registry=registry, models=model or [], host=host, port=port, tokens=tokens
+        )
+        manifests = deployment.check_models(settings)
+        deployment.check_port(settings.http_options.host, settings.http_options.port)
+        _run(settings, manifests, address, console)
 
 
 def _run(settings: ServeDeploySchema, manifests: list[Manifest], address: str | None, console: Console) -> None:
@@ -102,19 +116,25 @@ def _announce(settings: ServeDeploySchema, manifests: list[Manifest], console: C
     options = settings.http_options
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
     url = f"http://{shown}:{options.port}{options.root_path}"
-    table = Table("model", "version", "classes", "top-1 on the test split", title=f"Serving at {url}")
+    table = Table("model", "version", "task", "classes", "on the test split", title=f"Serving at {url}")
     for manifest in manifests:
-        top1 = manifest.metrics.get("top1")
-        table.add_row(
-            manifest.name, manifest.version, str(len(manifest.signature.classes)), f"{top1:.4f}" if top1 is not None else "-"
-        )
+        signature = manifest.signature
+        metric = f"{manifest.parity.metric} {manifest.parity.onnx_metric:.4f}"
+        table.add_row(manifest.name, manifest.version, signature.task, ", ".join(_shortened(signature.classes)), metric)
     console.print(table)
-    if options.host not in LOOPBACK:
-        console.print(f"[yellow]warning[/] {escape(options.host)} is not loopback, and requests need no token")
     console.print(f"routes  {url}/docs")
     console.print(f"health  {url}/healthz")
+    console.print(_example(url, manifests))
+    console.print(f"stop    Ctrl-C, or kill {os.getpid()}")
+
+
+def _example(url: str, manifests: list[Manifest]) -> str:
+    """One thing to ask, by what is served."""
+    if any(manifest.signature.task == "detection" for manifest in manifests):
+        return f"ask     longhaul detect RECORDING.sigmf-meta --url {url}"
     name = manifests[0].name
-    console.print(
-        f"ask     curl --data-binary @PICTURE.png -H 'Content-Type: image/png' '{url}/v1/models/{name}/predict?top_k=3'\n"
-        f"stop    Ctrl-C, or kill {os.getpid()}"
-    )
+    return f"ask     curl --data-binary @PICTURE.png -H 'Content-Type: image/png' '{url}/v1/models/{name}/predict?top_k=3'"
+
+
+def _shortened(classes: Sequence[str], most: int = 4) -> list[str]:
+    return [*classes] if len(classes) <= most else [*classes[: most - 1], f"{len(classes) - most + 1} more"]

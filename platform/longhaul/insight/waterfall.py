@@ -24,7 +24,7 @@ from longhaul.errors import UserError
 from longhaul.insight.curves import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, png
 from longhaul.signals.recording import Annotation, Recording
 
-_COLOURS = (ORANGE, SKY, GREEN, PURPLE, RED, BLUE)
+COLOURS = (ORANGE, SKY, GREEN, PURPLE, RED, BLUE)
 _DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")  # the second mark of a label, when the colours are used up
 _COLUMNS = 1400  # about the picture's width in dots
 _WHOLE = 16  # frames a column up to which all samples are read
@@ -92,6 +92,13 @@ def measure(recording: Recording, *, start_s: float = 0.0, duration_s: float | N
 
 def waterfall_figure(recording: Recording, waterfall: Waterfall) -> Figure:
     """The figure: time from left to right, frequency upwards, in MHz at RF where the centre is known."""
+    figure, axes = power_figure(recording, waterfall)
+    _draw_boxes(figure, axes, recording, waterfall)
+    return figure
+
+
+def power_figure(recording: Recording, waterfall: Waterfall) -> tuple[Figure, Axes]:
+    """The figure without boxes, and its axes: seconds and MHz."""
     figure = Figure(figsize=(12, 6.6), layout="constrained", dpi=_DPI)
     axes = figure.add_subplot()
     center = recording.center_hz or 0.0
@@ -113,8 +120,7 @@ def waterfall_figure(recording: Recording, waterfall: Waterfall) -> Figure:
     axes.set_ylabel("frequency (MHz)" if recording.center_hz is not None else "frequency from the centre (MHz)")
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.set_title(_title(recording, waterfall), fontsize=11, loc="left")
-    _draw_boxes(figure, axes, recording, waterfall)
-    return figure
+    return figure, axes
 
 
 def _stretch(recording: Recording, start_s: float, duration_s: float | None) -> tuple[int, int]:
@@ -157,35 +163,36 @@ def _draw_boxes(figure: Figure, axes: Axes, recording: Recording, waterfall: Wat
     halo = [withStroke(linewidth=width + 0.8, foreground="white", alpha=0.7)]
     keys = []
     for number, label in enumerate(sorted({one.label for one in recording.annotations})):
-        boxes = [_rectangle(one, rate, center) for one in shown if one.label == label]
+        boxes = [annotation_box(one, rate, center) for one in shown if one.label == label]
         if not boxes:
             continue
-        colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
+        colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
         collection = PatchCollection(
             boxes, facecolor="none", edgecolor=colour, linewidth=width, linestyle=dashes, path_effects=halo
         )
         area = float(np.mean([box.get_width() * box.get_height() for box in boxes]))
         collection.set_zorder(2 + 1 / (1 + area))  # a small box is drawn over a large one
         axes.add_collection(collection, autolim=False)
-        keys.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=f"{_short(label)} ({len(boxes)})"))
+        keys.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2, label=f"{short(label)} ({len(boxes)})"))
     if len(keys) > _LEGEND:
         keys[_LEGEND:] = [Line2D([], [], linestyle="none", label=f"and {len(keys) - _LEGEND} more")]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(6, len(keys)), frameon=False, fontsize=10)
     if len(shown) <= _NAMED_BOXES and len(keys) > 1:
-        _name_boxes(axes, [(one.label, _rectangle(one, rate, center)) for one in shown])
+        name_boxes(axes, [(one.label, annotation_box(one, rate, center)) for one in shown])
 
 
-def _rectangle(annotation: Annotation, rate: float, center: float) -> Rectangle:
+def annotation_box(annotation: Annotation, rate: float, center: float) -> Rectangle:
+    """An annotation's box in seconds and MHz; rate and centre of the recording in Hz."""
     corner = (annotation.start / rate, (center + annotation.low_hz) / 1e6)
     return Rectangle(corner, annotation.count / rate, (annotation.high_hz - annotation.low_hz) / 1e6)
 
 
-def _name_boxes(axes: Axes, boxes: list[tuple[str, Rectangle]]) -> None:
+def name_boxes(axes: Axes, boxes: list[tuple[str, Rectangle]]) -> None:
     """Each box's label above its left corner, unless another one is there already."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float, float]] = []
     for label, box in sorted(boxes, key=lambda named: named[1].get_x()):
-        text = _short(label)
+        text = short(label)
         across = (max(box.get_x(), left) - left) / (right - left)
         up = min((box.get_y() + box.get_height() - bottom) / (top - bottom) + 0.006, 0.965)
         wide = 0.0075 * len(text)
@@ -203,5 +210,6 @@ def _name_boxes(axes: Axes, boxes: list[tuple[str, Rectangle]]) -> None:
             )
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A label that fits into a legend."""
     return label if len(label) <= 24 else label[:23] + "…"
