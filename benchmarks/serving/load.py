@@ -146,12 +146,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("serve_configs/local.yaml"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        registry = Registry(given.registry or str(Path(scratch) / "models"))
-        if not given.registry:
-            for name in ("first", "second", "third"):
-                publish_grid_detector(registry, name)
-                registry.promote(name, "1")
-        body, rate_hz = _body(registry)
+        registry = Registry(given.registry) if given.registry else light_registry(scratch)
+        body, rate_hz = chunk_body(registry)
         port = free_port()
         path = f"/v1/detect?datatype=cf32_le&sample_rate={rate_hz:.0f}&deadline_ms={1e3 * DEADLINE_S:g}"
         with server(longhaul(registry.uri, port, given.config), port) as process:
@@ -159,11 +155,23 @@ def main() -> None:
             began = time.perf_counter()
             closed = ask(port, path, body, requests=400, clients=8)
             capacity = len(closed.seconds) / (time.perf_counter() - began)
-            print(f"capacity {capacity:.1f} answers a second (8 clients, p50 {1e3 * closed.quantile(0.5):.0f} ms); load {given.factor:g} times that", flush=True)
+            print(
+                f"capacity {capacity:.1f} answers a second (8 clients, p50 {1e3 * closed.quantile(0.5):.0f} ms); load {given.factor:g} times that",
+                flush=True,
+            )
             _run(given, Load(port, path, body, given.factor * capacity), process, registry)
 
 
-def _body(registry: Registry) -> tuple[bytes, float]:
+def light_registry(scratch: str) -> Registry:
+    """Three detectors that cost next to nothing."""
+    registry = Registry(str(Path(scratch) / "models"))
+    for name in ("first", "second", "third"):
+        publish_grid_detector(registry, name)
+        registry.promote(name, "1")
+    return registry
+
+
+def chunk_body(registry: Registry) -> tuple[bytes, float]:
     """One chunk of noise with a tone, at the rate that the first model knows."""
     made = registry.resolve(registry.names()[0]).signature.preprocess["tiles"]
     rate = float(made["sample_rates_hz"][0]) if made["sample_rates_hz"] else SAMPLE_RATE_HZ
@@ -192,7 +200,7 @@ def _run(given: argparse.Namespace, load: Load, process: int, registry: Registry
 
 
 def _changes(given: argparse.Namespace, registry: Registry, process: int) -> list[tuple[float, str, object]]:
-    from changes import broken_model, kill_replica, new_config, new_version  # noqa: PLC0415
+    from changes import broken_model, kill_replica, new_config, new_version
 
     name = registry.names()[0]
     return [
@@ -220,8 +228,14 @@ def _report(load: Load, memory: list[tuple[float, float]]) -> None:
     for kind, count in outcomes.counts.most_common():
         print(f"  {kind:24} {count:8} {count / ended:7.2%}")
     if outcomes.seconds:
-        print("answers, ms: " + ", ".join(f"p{100 * q:g} {1e3 * np.quantile(outcomes.seconds, q):.0f}" for q in (0.5, 0.99, 1.0)), end="")
-        print("; in the server: " + ", ".join(f"p{100 * q:g} {1e3 * np.quantile(outcomes.server_seconds, q):.0f}" for q in (0.5, 0.99, 1.0)))
+        print(
+            "answers, ms: " + ", ".join(f"p{100 * q:g} {1e3 * np.quantile(outcomes.seconds, q):.0f}" for q in (0.5, 0.99, 1.0)),
+            end="",
+        )
+        print(
+            "; in the server: "
+            + ", ".join(f"p{100 * q:g} {1e3 * np.quantile(outcomes.server_seconds, q):.0f}" for q in (0.5, 0.99, 1.0))
+        )
     length = memory[-1][0]
     early = [mb for at, mb in memory if 60 <= at < 120] or [memory[0][1]]
     last = [mb for at, mb in memory if at >= length - 60]

@@ -90,7 +90,11 @@ def _measure(size_mb: float, work: Detectors, ports: dict[str, int], requests: i
     found = len(work(body, rate)["detections"])
     print(f"\n{size_mb:g} MB ({samples} samples), {found} detections; {rounds} rounds of {each} requests, ms")
     print(f"in process: p50 {1e3 * alone.quantile(0.5):.1f}, p99 {1e3 * alone.quantile(0.99):.1f}")
-    print("| contender | clients | p50 | p99 | p50 over in process | uvicorn / it, p50 | p99 | LitServe / it, p50 | p99 |\n" + "|---" * 9 + "|")
+    print(
+        "| contender | clients | p50 | p99 | p50 over in process | uvicorn / it, p50 | p99 | LitServe / it, p50 | p99 |\n"
+        + "|---" * 9
+        + "|"
+    )
     for (name, clients), timed in results.items():
         plain, lit = results[PLAIN, clients], results[LIT, clients]
         ratios = [f"{peer.quantile(q) / timed.quantile(q):.2f}" for peer in (plain, lit) for q in (0.5, 0.99)]

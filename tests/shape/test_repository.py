@@ -13,6 +13,7 @@ import pytest
 import typer.main
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "STYLE.md"]
@@ -20,7 +21,8 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", "STYLE.md"]
 
 def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def test_environment_variables_in_cluster_yaml_are_read_by_the_code() -> None:
@@ -40,7 +42,7 @@ def test_constraints_fit_the_requirements_and_this_environment() -> None:
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         if requirement.name != "longhaul":
-            pinned = pins()[requirement.name.lower()]
+            pinned = pins()[canonicalize_name(requirement.name)]
             assert pinned in requirement.specifier, f"{text}: constraints.txt says {pinned}"
             assert version(requirement.name) == pinned, f"run `make setup`: {requirement.name} is not at {pinned}"
 

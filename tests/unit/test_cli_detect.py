@@ -90,6 +90,8 @@ def test_a_recording_gives_tables_answers_and_a_picture_the_same_in_one_piece_an
     assert whole["tracks"], "nothing was followed from chunk to chunk"
     assert [chunk["detections"] for chunk in whole["chunks"]] == [chunk["detections"] for chunk in streamed["chunks"]]
     assert whole["tracks"] == streamed["tracks"]
+    numbers = {one["track"] for chunk in whole["chunks"] for one in chunk["detections"]}
+    assert {track["id"] for track in whole["tracks"]} <= numbers
 
 
 def test_a_stretch_and_a_model_can_be_chosen(recording: Path, url: str, tmp_path: Path) -> None:
@@ -175,16 +177,14 @@ def test_each_way_of_missing_is_counted_by_model_with_what_to_do() -> None:
     assert "a was shed" in lines[2]
 
 
-def test_a_detection_belongs_to_the_nearest_track_of_its_label_that_was_on_the_air() -> None:
-    def track(number: int, label: str, center_hz: float, last_s: float = 1.0) -> Track:
-        return Track(id=number, label=label, first_s=0, last_s=last_s, center_hz=center_hz, bandwidth_hz=1e6, score=0.9)
+def test_only_tracks_of_the_table_are_named_on_the_picture() -> None:
+    def found(track: int | None) -> Detection:
+        place = {"start_s": 0.5, "end_s": 0.6, "low_hz": 9e6, "high_hz": 11e6}
+        return Detection(label="wifi", model="m", score=0.9, box_px=(0, 0, 1, 1), track=track, **place)
 
-    found = Detection(
-        label="wifi", model="m", score=0.9, box_px=(0, 0, 1, 1), start_s=0.5, end_s=0.6, low_hz=9e6, high_hz=11e6
-    )  # fmt: skip
-    tracks = [track(1, "wifi", 40e6), track(2, "wifi", 12e6), track(3, "lte", 10e6), track(4, "wifi", 10e6, last_s=0.2)]
-    assert verb._track_of(found, tracks) == 2
-    assert verb._track_of(found, tracks[2:]) is None
+    answer = ChunkAnswer(degraded=False, seconds=0.1, models=(), detections=tuple(found(track) for track in (2, 3, None)))
+    told = Track(id=2, label="wifi", first_s=0, last_s=1, center_hz=10e6, bandwidth_hz=2e6, score=0.9)
+    assert [mark.track for mark in verb._marks(verb._Found((answer,), (told,)), 1.0)] == [2, None, None]
 
 
 def test_a_token_is_shown_once_listed_and_revoked(tmp_path: Path) -> None:

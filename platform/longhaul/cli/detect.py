@@ -131,7 +131,8 @@ def _of_recording(
 
     picture = out or file.with_name(f"{_name(file)}.detections.png")
     with open_recording(file) as recording:
-        found, marks = _ask(server, recording, question, stream=stream, console=console)
+        found = _ask(server, recording, question, stream=stream, console=console)
+        marks = _marks(found, question.start_s)
         _print(console, found, recording.center_hz is None)
         note = "some models are missing" if any(chunk.degraded for chunk in found.chunks) else ""
         png = draw_detections(recording, marks, start_s=question.start_s, duration_s=question.duration_s, note=note)
@@ -140,10 +141,8 @@ def _of_recording(
     return found
 
 
-def _ask(
-    server: Longhaul, recording: Recording, question: Question, *, stream: bool, console: Console
-) -> tuple[_Found, list[Mark]]:
-    """The answers, in one piece or chunk by chunk, and what to draw."""
+def _ask(server: Longhaul, recording: Recording, question: Question, *, stream: bool, console: Console) -> _Found:
+    """The answers, in one piece or chunk by chunk."""
     length_s = recording.duration_s - question.start_s if question.duration_s is None else question.duration_s
     share = min(1.0, max(0.0, length_s / recording.duration_s))
     if stream or recording.size_bytes * share > _MOST_SENT_BYTES:
@@ -157,16 +156,13 @@ def _ask(
             deadline_s=question.deadline_s,
             tracks=True,
         )
-    found = _Found(answer.chunks, tuple(answer.tracks or ()))
-    return found, _marks(found.detections, found.tracks, question.start_s)
+    return _Found(answer.chunks, tuple(answer.tracks or ()))
 
 
-def _streamed(
-    server: Longhaul, recording: Recording, question: Question, length_s: float, console: Console
-) -> tuple[_Found, list[Mark]]:
+def _streamed(server: Longhaul, recording: Recording, question: Question, length_s: float, console: Console) -> _Found:
     chunks: list[ChunkAnswer] = []
-    marks: list[Mark] = []
     tracks: tuple[Track, ...] = ()
+    count = 0
     updates = server.stream(
         recording,
         start_s=question.start_s,
@@ -181,31 +177,29 @@ def _streamed(
             tracks = update.tracks
             if update.answer is not None:
                 chunks.append(update.answer)
-                marks += _marks(update.answer.detections, tracks, question.start_s)
+                count += len(update.answer.detections)
                 done = update.answer.start_s + update.answer.duration_s
-                progress.update(task, completed=done, found=f"{len(marks)} detections")
-    return _Found(tuple(chunks), tracks), marks
+                progress.update(task, completed=done, found=f"{count} detections")
+    return _Found(tuple(chunks), tracks)
 
 
-def _marks(detections: Sequence[Detection], tracks: Sequence[Track], start_s: float) -> list[Mark]:
-    """What to draw; times count from the recording's first sample again, and a track's number stands where one fits."""
+def _marks(found: _Found, start_s: float) -> list[Mark]:
+    """What to draw; times count from the recording's first sample again, and only tracks that are in the table are named."""
     from longhaul.insight.detections import Mark
 
+    told = {track.id for track in found.tracks}
     return [
-        Mark(one.label, start_s + one.start_s, start_s + one.end_s, one.low_hz, one.high_hz, _track_of(one, tracks))
-        for one in detections
+        Mark(
+            one.label,
+            start_s + one.start_s,
+            start_s + one.end_s,
+            one.low_hz,
+            one.high_hz,
+            one.track if one.track in told else None,
+        )
+        for one in found.detections
         if one.start_s is not None and one.end_s is not None and one.low_hz is not None and one.high_hz is not None
     ]
-
-
-def _track_of(detection: Detection, tracks: Sequence[Track]) -> int | None:
-    """The track of that label that was there at the time, nearest in frequency."""
-    center, start_s, end_s = detection.center_hz, detection.start_s, detection.end_s
-    assert center is not None
-    assert start_s is not None
-    assert end_s is not None
-    there = [one for one in tracks if one.label == detection.label and one.first_s <= end_s and one.last_s >= start_s]
-    return min(there, key=lambda one: abs(one.center_hz - center)).id if there else None
 
 
 def _print(console: Console, found: _Found, relative: bool = False) -> None:

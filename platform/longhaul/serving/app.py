@@ -1,98 +1,128 @@
 """The Ray Serve application, `longhaul.serving.app:build`: a thin layer over `serving.http.api`.
 
-This file and `serving.deployment` are the only ones here that know Ray.
+This file, `serving.deployment` and `serving.autoscaling` are the only ones here that know Ray.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import asyncio
+import logging
 from typing import Any
 
+import ray
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.common import ReplicaState
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
 
 from longhaul.errors import UserError
-from longhaul.export.registry import Registry
-from longhaul.serving.catalog import choose, load
+from longhaul.export.registry import Registry, split_reference
+from longhaul.serving.arguments import LiveSettings, ServeArguments
+from longhaul.serving.autoscaling import BUSY, MISSED, SHED
+from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
 from longhaul.serving.http.api import build_api
-from longhaul.serving.loading import EngineKind
+from longhaul.serving.http.streams import Streams
+from longhaul.serving.updates import RegistryWatch
 
-REGISTRY_VARIABLE = "LONGHAUL_REGISTRY"
-
-
-class ServeArguments(BaseModel):
-    """`args` of the application in a Serve config.
-
-    Attributes:
-        registry: a folder or `s3://bucket/prefix`. In place of a relative folder the variable LONGHAUL_REGISTRY counts, if the
-            Ray node has it; else it is looked up where that node was started (not where the config lies).
-        models: `name` or `name@version`; all that the registry has if left out.
-        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.loading.make_engine`).
-        threads: CPU cores for each ONNX Runtime engine. Keep `models x threads` within the replica's `num_cpus`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    registry: str = "models"
-    models: tuple[str, ...] = ()
-    engine: EngineKind = "auto"
-    threads: int = Field(1, ge=1)
-
-    @classmethod
-    def parse(cls, args: dict[str, Any]) -> ServeArguments:
-        """Read `args` of a config.
-
-        Raises:
-            UserError: names the field.
-        """
-        try:
-            return cls.model_validate(args)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise UserError(f"serve config, args.{field}: {first['msg']}", f"Known: {', '.join(cls.model_fields)}") from None
-
-    def open_registry(self) -> Registry:
-        """The registry, by this process's folder and environment.
-
-        Raises:
-            UserError: an unknown scheme.
-        """
-        if "://" in self.registry or Path(self.registry).is_absolute():
-            return Registry(self.registry)
-        return Registry(os.environ.get(REGISTRY_VARIABLE) or self.registry)
+_LOOK_FOR_STOP_S = 1.0
+_log = logging.getLogger(__name__)
 
 
 class ModelServer:
     """One replica: every model loaded, verified and warmed up before the replica counts as ready.
 
+    It is unhealthy, and Serve replaces it, if a classifier fails or every detector does; a single detector that fails is told in
+    each answer and in `/v1/models`, as the others are worth more than a restart.
+
     Args:
-        registry: its address.
-        models: `name@version` of each model, so that all replicas serve the same.
-        engine: which engine.
-        threads: CPU cores for each ONNX Runtime engine.
+        arguments: of `ServeArguments`, the registry's address absolute.
+        models: `name@version` of each model, so that all replicas start alike; names that are followed move on from there.
     """
 
-    def __init__(self, registry: str, models: list[str], engine: EngineKind, threads: int) -> None:
-        torch.set_num_threads(threads)
-        source = Registry(registry)
-        self._catalog = load(source, choose(source, models), kind=engine, threads=threads)
+    def __init__(self, arguments: dict[str, Any], models: list[str]) -> None:
+        self._arguments = ServeArguments.model_validate(arguments)
+        self._models = models
+        self._live: LiveSettings | None = None
+        self._catalog: Catalog | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve once the constructor is through."""
-        return build_api(self._catalog, stamp_request_id=False)
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the constructor is through, on the event loop that requests are answered on."""
+        arguments = self._arguments
+        torch.set_num_threads(arguments.threads)
+        registry = Registry(arguments.registry)
+        catalog = await asyncio.to_thread(_load, registry, self._models, arguments)
+        self._catalog = catalog
+        context = serve.get_replica_context()
+        _warn_of_crowding(catalog, arguments.threads)
+        names = arguments.models or tuple(sorted({split_reference(model)[0] for model in self._models}))
+        catalog.watch = RegistryWatch(
+            registry,
+            catalog,
+            names,
+            load=arguments.load_settings(),
+            candidates=arguments.candidates,
+            every_s=arguments.watch_s,
+        )
+        if arguments.watch_s > 0:
+            await catalog.watch.look_now()  # this replica may start long after the names were fixed to versions
+        app = build_api(catalog, arguments.api, stamp_request_id=False, replica=context.replica_tag)
+        self._start(catalog.watch.run())
+        self._start(_end_streams(app.state.streams, context))
+        return app
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve with `user_config`, at the start and whenever it changes; requests in flight keep what they have.
+
+        What is wrong with a later one changes nothing and is logged: raising would make Serve restart every replica.
+
+        Raises:
+            UserError: the first one is wrong.
+        """
+        try:
+            live = LiveSettings.parse(user_config)
+        except UserError as error:
+            if self._live is None:
+                raise
+            _log.error("%s; the settings stay as they were", error)
+            return
+        self._live = live
+        if self._catalog is not None and self._catalog.watch is not None:
+            self._catalog.configure(live.ensemble)
+            self._catalog.watch.compare_by(live.shadow)
 
     async def check_health(self) -> None:
         """Called by Serve every `health_check_period_s`: runs every engine; what it raises counts against the replica."""
-        await self._catalog.check()
+        if self._catalog is not None:
+            await self._catalog.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for `longhaul.serving.autoscaling`; it counts requests in work and waiting itself."""
+        if self._catalog is None:
+            return {}
+        states = self._catalog.ensemble.states() if self._catalog.ensemble is not None else []
+        return {
+            BUSY: max((model.busy.take() for model in self._catalog.models()), default=0.0),
+            MISSED: max((state.misses for state in states if not state.shed), default=0.0),
+            SHED: float(sum(state.shed for state in states)),
+        }
 
     def __del__(self) -> None:
-        """Called by Serve when the replica stops; the constructor may not have come to the end."""
-        if hasattr(self, "_catalog"):
-            self._catalog.close()
+        """Called by Serve when the replica stops, after its last request; the constructor may not have come to the end."""
+        for task in self.__dict__.get("_tasks", ()):
+            task.cancel()
+        catalog: Catalog | None = self.__dict__.get("_catalog")
+        if catalog is not None:
+            catalog.close()
+        self._catalog = None
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(_tell_failure)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -102,12 +132,14 @@ def build(args: dict[str, Any]) -> serve.Application:
     there, before any replica starts, and the names are fixed to versions there.
 
     Raises:
-        UserError: an argument is wrong, the registry is empty, or a model is not in it.
+        UserError: an argument is wrong, the registry is empty, a model is not in it, or others can reach the address and there
+            is no token file.
         IntegrityError: a manifest is damaged.
     """
-    arguments = ServeArguments.parse(args)
-    registry = arguments.open_registry()
-    models = [f"{manifest.name}@{manifest.version}" for manifest in choose(registry, arguments.models)]
+    given = ServeArguments.parse(args)
+    registry = given.open_registry()
+    models = [f"{manifest.name}@{manifest.version}" for manifest in choose(registry, given.models)]
+    arguments = given.for_host(listening_host()).model_copy(update={"registry": registry.uri})
     deployment = serve.deployment(
         max_ongoing_requests=16,
         max_queued_requests=64,
@@ -117,4 +149,55 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_surge_percent=100,  # the default, 0, stops an old replica before the new one answers
         max_constructor_retry_count=2,  # a model that does not verify will not verify later
     )
-    return deployment(serve.ingress()(ModelServer)).bind(registry.uri, models, arguments.engine, arguments.threads)
+    return deployment(serve.ingress()(ModelServer)).bind(arguments.model_dump(mode="json"), models)
+
+
+def listening_host() -> str | None:
+    """The address that Serve's proxies listen on, as its controller knows it; None where Serve does not run."""
+    if not ray.is_initialized():
+        return None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    host: str | None = ray.get(client._controller.get_http_config.remote()).host
+    return host
+
+
+def _load(registry: Registry, models: list[str], arguments: ServeArguments) -> Catalog:
+    return load(registry, choose(registry, models), arguments.load_settings())
+
+
+def _warn_of_crowding(catalog: Catalog, threads: int) -> None:
+    on_cpu = sum(model.engine.kind == "onnxruntime" for model in catalog.models())
+    cores = float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
+    if warning := warn_of_crowding(on_cpu, threads, cores):
+        _log.warning("%s", warning)
+
+
+async def _end_streams(streams: Streams, context: serve.context.ReplicaContext) -> None:
+    """End the open streams once this replica stops: Serve would wait for them to the end of its patience, and then cut them.
+
+    A replica is not told that it stops, so while streams are open it asks the controller.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_FOR_STOP_S)
+        if streams.count and await asyncio.to_thread(_stops, context):
+            await streams.close_all()
+
+
+def _stops(context: serve.context.ReplicaContext) -> bool:
+    """Whether Serve is taking this replica down, alone or with its application."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return True
+    try:
+        details = ray.get(client._controller.get_deployment_details.remote(context.app_name, context.deployment))
+        return any(one.replica_id == context.replica_tag and one.state == ReplicaState.STOPPING for one in details.replicas)
+    except RayError:  # it knows no such deployment while it builds the application anew, and once it deletes it
+        application = serve.status().applications.get(context.app_name)
+        return application is None or application.status == ApplicationStatus.DELETING
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("a task of the replica ended", exc_info=task.exception())

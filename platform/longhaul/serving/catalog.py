@@ -4,90 +4,84 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from pydantic import BaseModel, ConfigDict, Field
 
-from longhaul.engines.inference import InferenceEngine
+from longhaul.engines.inference import only_input
 from longhaul.errors import UserError
 from longhaul.export.manifest import Manifest
 from longhaul.export.registry import Registry, split_reference
-from longhaul.serving.batching import Batcher
-from longhaul.serving.classifier import Classifier, ImageLimits, Prediction
+from longhaul.serving.detection.ensemble import Ensemble
+from longhaul.serving.detection.ensemble_settings import EnsembleSettings
+from longhaul.serving.detection.shadow import Shadow
 from longhaul.serving.loading import EngineKind, make_engine
 from longhaul.serving.refusals import UnknownModel
+from longhaul.serving.served import DETECTION, SERVED_TASKS, Served, ServedClassifier, ServedDetector
 
-SERVED_TASKS = ("classification",)
+if TYPE_CHECKING:  # it imports this file
+    from longhaul.serving.updates import RegistryWatch
+
+FIRST_DEVICE = "cuda:0"
+
 _log = logging.getLogger(__name__)
 
 
-class ServedModel:
-    """One version of a model, ready to answer; its engine is warmed up here.
-
-    Args:
-        manifest: what the registry says of it.
-        engine: loaded from the manifest's files.
-        limits: bounds on what a client sends.
+class LoadSettings(BaseModel):
+    """How models become engines.
 
     Attributes:
-        failure: why the last health check failed; empty while the model is well.
+        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.loading.make_engine`).
+        threads: CPU cores for one call of each ONNX Runtime engine.
+        devices: model -> CUDA device; those that are not named are on the first.
     """
 
-    def __init__(self, manifest: Manifest, engine: InferenceEngine, limits: ImageLimits | None = None) -> None:
-        self.manifest = manifest
-        self.classifier = Classifier(engine, manifest.signature, limits)
-        self.failure = ""
-        self._batcher = Batcher(engine)
-        engine.warm_up()
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @property
-    def engine(self) -> InferenceEngine:
-        """The engine that answers."""
-        return self.classifier.engine
-
-    async def predict(self, body: bytes, top_k: int | None = None) -> list[Prediction]:
-        """`Classifier.__call__`, with decoding and inference on threads and concurrent calls in one batch.
-
-        Raises:
-            Refusal: the picture or `top_k` is not right.
-            EngineFailed: the engine raised.
-        """
-        self.classifier.check_top_k(top_k)
-        sample = await asyncio.to_thread(self.classifier.read, body)
-        return self.classifier.answer(await self._batcher.infer(sample), top_k)
-
-    async def check(self) -> None:
-        """Run the engine on zeros, behind the requests that wait; `failure` says how it went.
-
-        Raises:
-            Exception: whatever the engine raised.
-        """
-        spec = self.manifest.signature.inputs[0]
-        try:
-            self.classifier.answer(await self._batcher.infer(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))))
-        except Exception as error:
-            self.failure = str(error)
-            raise
-        self.failure = ""
-
-    def close(self) -> None:
-        """End the model's thread and give back its engine."""
-        self._batcher.close()
-        self.engine.close()
+    engine: EngineKind = "auto"
+    threads: int = Field(1, ge=1)
+    devices: Mapping[str, str] = {}
 
 
 class Catalog:
-    """Served models by name; of several versions of one name, the one given first answers where none is asked for."""
+    """Served models by name; of several versions of one name, the one given first answers where none is asked for.
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models: dict[str, dict[str, ServedModel]] = {}
+    Used on the event loop only. The detectors that answer by default form the ensemble.
+
+    Args:
+        models: loaded; closed by the catalog from here on.
+        settings: of the ensemble.
+        device: where tiles are made.
+
+    Attributes:
+        ensemble: None without detectors.
+        refused: model -> why a newer version was not taken.
+        shadows: model -> its candidate, which sees a share of the traffic.
+        watch: what follows the registry, if anything does.
+
+    Raises:
+        UserError: two detectors need different tiles; names both.
+    """
+
+    def __init__(self, models: Sequence[Served], settings: EnsembleSettings | None = None, *, device: str = "cpu") -> None:
+        self._settings = settings or EnsembleSettings()
+        self._device = device
+        self._models: dict[str, dict[str, Served]] = {}
         for model in models:
             self._models.setdefault(model.manifest.name, {})[model.manifest.version] = model
+        self.refused: dict[str, str] = {}
+        self.shadows: dict[str, Shadow] = {}
+        self._candidates: dict[str, ServedDetector] = {}
+        self.watch: RegistryWatch | None = None
+        detectors = self._detectors()
+        self.ensemble = make_ensemble(detectors, self._settings, device) if detectors else None
 
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[Served]:
         """All of them, by name, each name's default version first."""
         return [model for name in sorted(self._models) for model in self._models[name].values()]
 
@@ -95,8 +89,8 @@ class Catalog:
         """The versions that are served of a name, the default one first."""
         return list(self._models.get(name, {}))
 
-    def find(self, name: str, version: str | None = None) -> ServedModel:
-        """The model that answers.
+    def find(self, name: str, version: str | None = None) -> Served:
+        """The model that answers. Whoever holds it can use it to the end, also when another version takes its place.
 
         Raises:
             UnknownModel: no such name, or not in that version; names the nearest, and what there is.
@@ -112,29 +106,156 @@ class Catalog:
             raise UnknownModel(f"model {name!r} version {version!r}: not served", f"Served: {', '.join(versions)}")
         return versions[version]
 
-    @property
-    def problem(self) -> str:
-        """Why the server is not ready; empty while every model is loaded and well."""
-        if not self._models:
-            return "no model is loaded"
-        return "; ".join(f"model {m.manifest.name} version {m.manifest.version}: {m.failure}" for m in self.models() if m.failure)
+    def adopt(self, served: Served, *, keep: bool = False) -> None:
+        """Let a version answer for its name from now on; requests in flight end on the one that did before.
 
-    async def check(self) -> None:
-        """Run every engine once.
+        Args:
+            served: loaded; closed by the catalog from here on.
+            keep: the version that answered before stays to be asked for by its number.
 
         Raises:
-            Exception: what the first failing engine raised, after all have been tried.
+            UserError: a detector that needs other tiles than the rest of the ensemble, or a model of another task; nothing
+                has changed then.
         """
-        results = await asyncio.gather(*(model.check() for model in self.models()), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        name, version = served.manifest.name, served.manifest.version
+        before = self._models.get(name, {})
+        default = next(iter(before.values()), None)
+        if default is not None and type(default) is not type(served):
+            task = default.manifest.signature.task
+            raise UserError(f"model {name}: version {version} is not of task {task!r}", "Publish it under another name")
+        if isinstance(served, ServedDetector):
+            self._adopt_detector(served)
+        others = {number: model for number, model in before.items() if number != version and (keep or model is not default)}
+        self._models[name] = {version: served, **others}
+        self.refused.pop(name, None)
+
+    def add_shadow(self, shadow: Shadow, candidate: ServedDetector) -> None:
+        """Let a candidate see a share of the live traffic.
+
+        Args:
+            shadow: compares it with production.
+            candidate: loaded; closed by the catalog from here on.
+
+        Raises:
+            UserError: its name is not in the ensemble, or it needs other tiles.
+        """
+        name = candidate.manifest.name
+        if self.ensemble is None or name not in {member.name for member in self.ensemble.members}:
+            raise UserError(f"model {name}: nothing to compare its candidate with", "Serve a version of it first")
+        check_tiles([*self._detectors(), candidate])
+        self.drop_shadow(name)
+        self.shadows[name] = shadow
+        self._candidates[name] = candidate
+        self.ensemble.observers.append(shadow)
+
+    def drop_shadow(self, name: str) -> None:
+        """End a comparison; nothing happens if there is none."""
+        shadow = self.shadows.pop(name, None)
+        if shadow is None or self.ensemble is None:
+            return
+        self.ensemble.observers.remove(shadow)
+        shadow.close()
+        del self._candidates[name]
+
+    def configure(self, settings: EnsembleSettings) -> None:
+        """Change deadline, bounds and values from the next request on."""
+        self._settings = settings
+        if self.ensemble is not None:
+            self.ensemble.configure(settings)
+
+    @property
+    def problem(self) -> str:
+        """Why the server is not ready; empty while every classifier, and at least one detector if there are any, is well."""
+        if not self._models:
+            return "no model is loaded"
+        return "; ".join(map(_complaint, self._failures()))
+
+    async def check(self) -> None:
+        """Run every engine once. One detector that fails is told in its `failure`; the others still answer.
+
+        Raises:
+            RuntimeError: a classifier failed, or every detector did: then another replica answers better.
+        """
+        await asyncio.gather(*(model.check() for model in self.models()), return_exceptions=True)
+        for model in self.models():
+            if model.failure:
+                _log.warning(_complaint(model))
+        if self.problem:
+            raise RuntimeError(self.problem)
 
     def close(self) -> None:
-        """Close all models."""
+        """Close all models; no request may be in flight."""
+        for name in list(self.shadows):
+            self.drop_shadow(name)
+        if self.ensemble is not None:
+            self.ensemble.close()
         for model in self.models():
             model.close()
         self._models.clear()
+
+    def _adopt_detector(self, served: ServedDetector) -> None:
+        if self.ensemble is None:
+            self.ensemble = make_ensemble([served], self._settings, self._device)
+            return
+        check_tiles([*(other for other in self._detectors() if other.manifest.name != served.manifest.name), served])
+        self.ensemble.replace(served.member())
+
+    def _defaults(self) -> list[Served]:
+        return [next(iter(versions.values())) for _, versions in sorted(self._models.items())]
+
+    def _detectors(self) -> list[ServedDetector]:
+        return [model for model in self._defaults() if isinstance(model, ServedDetector)]
+
+    def _failures(self) -> list[Served]:
+        """Those that make the server unready."""
+        broken = [model for model in self.models() if model.failure]
+        detectors = [model for model in self.models() if isinstance(model, ServedDetector)]
+        if all(model.failure for model in detectors):
+            return broken
+        return [model for model in broken if not isinstance(model, ServedDetector)]
+
+
+def make_ensemble(detectors: Sequence[ServedDetector], settings: EnsembleSettings, device: str = "cpu") -> Ensemble:
+    """The ensemble of detectors that look at the same tiles.
+
+    Args:
+        detectors: at least one, by name.
+        settings: deadline, thresholds, values.
+        device: where tiles are made.
+
+    Raises:
+        UserError: two of them need different tiles; names both.
+    """
+    check_tiles(detectors)
+    tiles = next((detector.tiles for detector in detectors if detector.tiles is not None), None)
+    return Ensemble([detector.member() for detector in detectors], tiles, settings, device=device)
+
+
+def check_tiles(detectors: Sequence[ServedDetector]) -> None:
+    """Refuse detectors that look at different tiles: the signal is turned into tiles once for all of them.
+
+    A detector that was trained on pictures of unknown make takes the others' tiles, if they have its size.
+
+    Raises:
+        UserError: names two that differ, and in what.
+    """
+    for first, second in itertools.combinations(detectors, 2):
+        if difference := _difference(first, second):
+            problem = f"models {first.manifest.name} and {second.manifest.name} cannot share one spectrogram: {difference}"
+            raise UserError(problem, "Train both on the same tiles, or serve them in two applications")
+
+
+def _difference(first: ServedDetector, second: ServedDetector) -> str:
+    """What separates the tiles of two detectors; empty if nothing does."""
+    shapes = [only_input(detector.manifest.signature).shape for detector in (first, second)]
+    if shapes[0] != shapes[1]:
+        return f"inputs of {shapes[0]} and {shapes[1]}"
+    if first.tiles is None or second.tiles is None:
+        return ""
+    if first.tiles.chunk_s != second.tiles.chunk_s:
+        return f"chunks of {first.tiles.chunk_s:g} s and {second.tiles.chunk_s:g} s"
+    one, other = first.tiles.front_end.model_dump(), second.tiles.front_end.model_dump()
+    return "; ".join(f"{name} {value} and {other[name]}" for name, value in one.items() if value != other[name])
 
 
 def choose(registry: Registry, wanted: Sequence[str] = ()) -> list[Manifest]:
@@ -159,27 +280,84 @@ def choose(registry: Registry, wanted: Sequence[str] = ()) -> list[Manifest]:
     return served
 
 
-def load(registry: Registry, manifests: Sequence[Manifest], *, kind: EngineKind = "auto", threads: int = 1) -> Catalog:
+def load_model(registry: Registry, manifest: Manifest, settings: LoadSettings | None = None) -> Served:
+    """Fetch, verify, load and warm up one model. It takes seconds: not on an event loop.
+
+    Args:
+        registry: where the files are.
+        manifest: what to load.
+        settings: which engine, and where.
+
+    Raises:
+        IntegrityError: a file is missing or damaged; names it.
+        UserError: the model is of a kind that cannot be served, or the engine cannot run here.
+        RuntimeError: the engine fails on zeros.
+    """
+    how = settings or LoadSettings()
+    device = how.devices.get(manifest.name, FIRST_DEVICE)
+    with tempfile.TemporaryDirectory(prefix="longhaul-serve-") as scratch:
+        files = registry.fetch(manifest, Path(scratch))
+        engine = make_engine(manifest, files, how.engine, threads=how.threads, device=device)
+    try:
+        if manifest.signature.task == DETECTION:
+            return ServedDetector(manifest, engine)
+        return ServedClassifier(manifest, engine)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def load(
+    registry: Registry,
+    manifests: Sequence[Manifest],
+    settings: LoadSettings | None = None,
+    ensemble: EnsembleSettings | None = None,
+) -> Catalog:
     """Fetch, verify, load and warm up every model; nothing stays loaded if one of them fails.
 
     Args:
         registry: where the files are.
         manifests: what to load (`choose`).
-        kind: which engine (`make_engine`).
-        threads: CPU cores for each ONNX Runtime engine.
+        settings: which engines, and where.
+        ensemble: of the detectors.
 
     Raises:
         IntegrityError: a file is missing or damaged; names it.
-        UserError: a model is of a kind that cannot be served, or `kind` cannot run here.
+        UserError: a model is of a kind that cannot be served, an engine cannot run here, or two detectors need different tiles.
+        RuntimeError: an engine fails on zeros.
     """
-    models: list[ServedModel] = []
+    how = settings or LoadSettings()
+    models: list[Served] = []
     try:
         for manifest in manifests:
-            with tempfile.TemporaryDirectory(prefix="longhaul-serve-") as scratch:
-                engine = make_engine(manifest, registry.fetch(manifest, Path(scratch)), kind, threads=threads)
-            models.append(ServedModel(manifest, engine))
+            models.append(load_model(registry, manifest, how))
+        return Catalog(models, ensemble, device=tiles_device(models, how))
     except BaseException:
         for model in models:
             model.close()
         raise
-    return Catalog(models)
+
+
+def tiles_device(models: Sequence[Served], settings: LoadSettings) -> str:
+    """Where tiles are made: on the first detector's GPU, so that they need not travel; on the CPU where there is none."""
+    on_gpu = [model for model in models if isinstance(model, ServedDetector) and model.engine.kind == "tensorrt"]
+    return settings.devices.get(on_gpu[0].manifest.name, FIRST_DEVICE) if on_gpu else "cpu"
+
+
+def warn_of_crowding(models: int, threads: int, cores: float) -> str:
+    """What to log where the engines together want more cores than the replica has; empty where they fit.
+
+    Args:
+        models: ONNX Runtime engines that may run at the same time.
+        threads: cores for one call of each.
+        cores: of the replica.
+    """
+    if models * threads <= cores:
+        return ""
+    return (
+        f"{models} models x {threads} threads on {cores:g} CPU cores: they wait for each other; give more cores or fewer threads"
+    )
+
+
+def _complaint(model: Served) -> str:
+    return f"model {model.manifest.name} version {model.manifest.version}: {model.failure}"

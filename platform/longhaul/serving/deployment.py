@@ -7,6 +7,7 @@ one line. Ray must be connected for `deploy` and what follows it.
 from __future__ import annotations
 
 import difflib
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +15,26 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve.config import ProxyLocation, gRPCOptions
-from ray.serve.schema import ApplicationStatus, DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+from ray.serve.context import _get_global_client
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
 
 from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.export.manifest import Manifest
-from longhaul.serving.app import ServeArguments, build
+from longhaul.serving.app import build
+from longhaul.serving.arguments import LiveSettings, ServeArguments
 from longhaul.serving.catalog import choose
+from longhaul.serving.http.tokens import TokenFile
 
+_log = logging.getLogger(__name__)
 IMPORT_PATH = f"{build.__module__}:{build.__name__}"
 
 
@@ -31,10 +43,11 @@ class DeploymentFailed(LonghaulError):
 
 
 def read_config(path: Path) -> ServeDeploySchema:
-    """Read a Serve config that has one application of ours.
+    """Read a Serve config that has applications of ours.
 
     Raises:
-        UserError: no such file, no YAML, not Serve's schema (names the field), or no `longhaul.serving.app:build` in it.
+        UserError: no such file, no YAML, not Serve's schema (names the field), no `longhaul.serving.app:build` in it, or what
+            one of them is given is wrong.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -52,28 +65,48 @@ def read_config(path: Path) -> ServeDeploySchema:
         _refuse_unknown_fields(application, ServeApplicationSchema, f"{path}: applications.{i}")
         for j, server in enumerate(application.get("deployments", [])):
             _refuse_unknown_fields(server, DeploymentSchema, f"{path}: applications.{i}.deployments.{j}")
-    _application(config, path)
+    for application in _ours(config, path):
+        ServeArguments.parse(dict(application.args))
+        for server in application.deployments:
+            if isinstance(server.user_config, dict):
+                LiveSettings.parse(server.user_config)
     return config
 
 
 def override(
-    config: ServeDeploySchema, *, registry: str | None, models: Sequence[str], host: str | None, port: int | None
+    config: ServeDeploySchema,
+    *,
+    registry: str | None,
+    models: Sequence[str],
+    host: str | None,
+    port: int | None,
+    tokens: Path | None = None,
 ) -> ServeDeploySchema:
-    """The config with what is given in place of its own, and the registry's address made absolute.
+    """The config with what is given in place of its own, and addresses of files made absolute.
 
     Raises:
-        UserError: an argument of the application is wrong.
+        UserError: an argument is wrong, there are models and several applications, or others can reach the address and an
+            application has no token file.
     """
     changed = config.model_copy(deep=True)
-    application = _application(changed, None)
-    args = dict(application.args)
-    if registry is not None:
-        args["registry"] = str(Path(registry).absolute()) if "://" not in registry else registry
-    if models:
-        args["models"] = list(models)
-    application.args = args | {"registry": ServeArguments.parse(args).open_registry().uri}
     changed.http_options.host = host or changed.http_options.host
     changed.http_options.port = port or changed.http_options.port
+    applications = _ours(changed)
+    if models and len(applications) > 1:
+        names = ", ".join(application.name for application in applications)
+        raise UserError(f"--model: the config has several applications ({names})", "Write each one's models into the config")
+    for application in applications:
+        args = dict(application.args)
+        if registry is not None:
+            args["registry"] = str(Path(registry).absolute()) if "://" not in registry else registry
+        if models:
+            args["models"] = list(models)
+        if tokens is not None:
+            args["api"] = {**args.get("api", {}), "tokens": str(tokens.absolute())}
+        arguments = ServeArguments.parse(args).for_host(changed.http_options.host)
+        if arguments.api.tokens is not None:
+            TokenFile.read(arguments.api.tokens)
+        application.args = args | {"registry": arguments.open_registry().uri}
     return changed
 
 
@@ -84,13 +117,16 @@ def check_models(config: ServeDeploySchema) -> list[Manifest]:
         UserError: the registry is empty, or has no such model.
         IntegrityError: a file is missing or damaged; names each.
     """
-    arguments = ServeArguments.parse(dict(_application(config, None).args))
-    registry = arguments.open_registry()
-    manifests = choose(registry, arguments.models)
-    damaged = [problem for manifest in manifests for problem in registry.verify(manifest)]
-    if damaged:
-        raise IntegrityError("; ".join(damaged))
-    return manifests
+    served = []
+    for application in _ours(config):
+        arguments = ServeArguments.parse(dict(application.args))
+        registry = arguments.open_registry()
+        manifests = choose(registry, arguments.models)
+        damaged = [problem for manifest in manifests for problem in registry.verify(manifest)]
+        if damaged:
+            raise IntegrityError("; ".join(damaged))
+        served += manifests
+    return served
 
 
 def check_port(host: str, port: int) -> None:
@@ -125,7 +161,7 @@ def check_idle() -> None:
 def deploy(
     config: ServeDeploySchema, report: Callable[[str], None], stopped: Callable[[], bool], pause: Callable[[float], object]
 ) -> bool:
-    """Start Serve on the connected cluster and wait until the application answers.
+    """Start Serve on the connected cluster and wait until the applications answer.
 
     Args:
         config: from `override`.
@@ -137,7 +173,7 @@ def deploy(
         Whether it answers; False only if stopped.
 
     Raises:
-        DeploymentFailed: the application does not start.
+        DeploymentFailed: an application does not start.
     """
     client = serve_start(
         http_options=config.http_options.model_dump(),
@@ -146,16 +182,17 @@ def deploy(
         controller_options=config.controller_options,
     )
     client.deploy_apps(config, _blocking=False)
-    name = _application(config, None).name
+    names = [application.name for application in _ours(config)]
     while not stopped():
-        state = serve.status().applications.get(name)
-        if state is not None and state.status == ApplicationStatus.RUNNING:
+        states = serve.status().applications
+        if all(name in states and states[name].status == ApplicationStatus.RUNNING for name in names):
             client.wait_for_proxies_serving(wait_for_applications_running=True)
             return True
-        if state is not None and state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            details = [deployment.message for deployment in state.deployments.values() if deployment.message]
-            raise DeploymentFailed(f"application {name}: {_last_line(details[0] if details else state.message)}")
-        waits = [f"{n}: {d.message or d.status.value}" for n, d in state.deployments.items()] if state is not None else []
+        waits = []
+        for name in names:
+            if name in states:
+                _check_starting(name, states[name])
+                waits += [f"{n}: {d.message or d.status.value}" for n, d in states[name].deployments.items()]
         report("; ".join(map(_last_line, waits)) or "building the application")
         pause(0.5)
     return False
@@ -164,21 +201,27 @@ def deploy(
 def watch(
     config: ServeDeploySchema, report: Callable[[str], None], stopped: Callable[[], bool], pause: Callable[[float], object]
 ) -> None:
-    """Return once `stopped`; meanwhile `report` each change of the application's status.
+    """Return once `stopped`; meanwhile `report` each change of an application's status.
 
     Raises:
-        DeploymentFailed: the application is no longer there, such as after `serve shutdown`.
+        DeploymentFailed: an application is no longer there, such as after `serve shutdown`.
     """
-    name = _application(config, None).name
-    before = ApplicationStatus.RUNNING
+    before = {application.name: ApplicationStatus.RUNNING for application in _ours(config)}
     while not stopped():
-        state = serve.status().applications.get(name)
-        if state is None:
-            raise DeploymentFailed(f"application {name}: somebody took it down")
-        if state.status != before:
-            report(f"application {name}: {state.status.value} {_last_line(state.message)}".rstrip())
-            before = state.status
+        states = serve.status().applications
+        for name in before:
+            if name not in states:
+                raise DeploymentFailed(f"application {name}: somebody took it down")
+            if states[name].status != before[name]:
+                report(f"application {name}: {states[name].status.value} {_last_line(states[name].message)}".rstrip())
+                before[name] = states[name].status
         pause(5)
+
+
+def _check_starting(name: str, state: ApplicationStatusOverview) -> None:
+    if state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        details = [deployment.message for deployment in state.deployments.values() if deployment.message]
+        raise DeploymentFailed(f"application {name}: {_last_line(details[0] if details else state.message)}")
 
 
 def _refuse_unknown_fields(given: dict[str, object], schema: type[BaseModel], where: str) -> None:
@@ -191,17 +234,26 @@ def _refuse_unknown_fields(given: dict[str, object], schema: type[BaseModel], wh
 
 
 def take_down() -> None:
-    """Stop Serve on the connected cluster, replicas, proxies and controller; nothing happens if it is not running."""
+    """Stop Serve on the connected cluster, replicas, proxies and controller; nothing happens if it is not running.
+
+    Applications go first, while the proxies still stand: requests in flight are answered, and streams hear why they end.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    try:
+        client.delete_apps(list(serve.status().applications), blocking=True)
+    except (TimeoutError, RayError) as error:
+        _log.warning("applications did not end by themselves: %s", _last_line(str(error)))
     serve.shutdown()
 
 
-def _application(config: ServeDeploySchema, path: Path | None) -> ServeApplicationSchema:
-    for application in config.applications:
-        if application.import_path == IMPORT_PATH:
-            return application
-    raise UserError(
-        f"config {path or ''}: no application with import_path {IMPORT_PATH}", "Compare with serve_configs/local.yaml"
-    )
+def _ours(config: ServeDeploySchema, path: Path | None = None) -> list[ServeApplicationSchema]:
+    ours = [application for application in config.applications if application.import_path == IMPORT_PATH]
+    if not ours:
+        problem = f"config {path or ''}: no application with import_path {IMPORT_PATH}"
+        raise UserError(problem, "Compare with serve_configs/local.yaml")
+    return ours
 
 
 def _last_line(message: str) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from longhaul.export.registry import Registry
 from longhaul.serving.catalog import Catalog, choose, load
+from longhaul.serving.served import ServedClassifier
 
 
 @pytest.fixture
@@ -77,9 +78,7 @@ def engine() -> ScriptedEngine:
 @pytest.fixture
 def scripted(registry, publish_tiny, engine) -> Catalog:
     """The tiny model's catalog with the scripted engine in it."""
-    from longhaul.serving.catalog import ServedModel
-
-    loaded = Catalog([ServedModel(publish_tiny(registry), engine)])
+    loaded = Catalog([ServedClassifier(publish_tiny(registry), engine)])
     yield loaded
     engine.gate.set()
     loaded.close()

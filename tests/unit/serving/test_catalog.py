@@ -11,9 +11,11 @@ import pytest
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.batching import EngineFailed
-from longhaul.serving.catalog import Catalog, choose, load
+from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
 from longhaul.serving.refusals import UnknownModel
+from longhaul.serving.served import ServedClassifier
+from longhaul.signals.front_end import FrontEnd
+from tests.shared.grid_detector import TILES, publish_grid_detector
 
 
 def names(manifests) -> list[str]:
@@ -74,14 +76,12 @@ def test_no_copy_of_a_model_is_left_behind(registry, publish_tiny, tmp_path, mon
 
 
 def test_a_served_model_has_answered_before_it_counts(registry, publish_tiny, engine) -> None:
-    from longhaul.serving.catalog import ServedModel
-
     def warm_up() -> None:
         raise RuntimeError("no memory")
 
     engine.warm_up = warm_up
     with pytest.raises(RuntimeError, match="no memory"):
-        ServedModel(publish_tiny(registry), engine)
+        ServedClassifier(publish_tiny(registry), engine)
 
 
 def test_the_health_check_runs_every_engine_and_is_remembered(scripted: Catalog, engine) -> None:
@@ -89,7 +89,7 @@ def test_the_health_check_runs_every_engine_and_is_remembered(scripted: Catalog,
     assert engine.seen == [1]
     assert scripted.problem == ""
     engine.failure = RuntimeError("the device is gone")
-    with pytest.raises(EngineFailed):
+    with pytest.raises(RuntimeError, match=r"model tiny version 1: .*the device is gone"):
         asyncio.run(scripted.check())
     assert scripted.problem.startswith("model tiny version 1: ")
     engine.failure = None
@@ -109,8 +109,54 @@ def test_a_relative_registry_and_an_absolute_one_are_the_same(tmp_path, monkeypa
 
 def test_models_of_other_tasks_are_left_out_and_refused_by_name(registry, publish_tiny, caplog) -> None:
     publish_tiny(registry)
-    publish_tiny(registry, name="detector", task="detection")
+    publish_tiny(registry, name="reader", task="reading")
     assert names(choose(registry)) == ["tiny@1"]
-    assert "detector is left out: task detection is not served yet" in caplog.text
-    with pytest.raises(UserError, match="detector: is of task 'detection', which is not served yet"):
-        choose(registry, ["tiny", "detector"])
+    assert "reader is left out: task reading is not served yet" in caplog.text
+    with pytest.raises(UserError, match="reader: is of task 'reading', which is not served yet"):
+        choose(registry, ["tiny", "reader"])
+
+
+def test_detectors_form_the_ensemble_in_their_default_versions(registry, publish_tiny) -> None:
+    publish_tiny(registry)
+    for name in ("grid", "other"):
+        publish_grid_detector(registry, name)
+    publish_grid_detector(registry, "grid")
+    catalog = load(registry, choose(registry, ["grid@2", "grid@1", "other", "tiny"]))
+    assert [(member.name, member.version) for member in catalog.ensemble.members] == [("grid", "2"), ("other", "1")]
+    assert catalog.versions("grid") == ["2", "1"]
+    catalog.close()
+    alone = load(registry, choose(registry, ["tiny"]))
+    assert alone.ensemble is None
+    alone.close()
+
+
+def test_detectors_of_different_tiles_are_refused_together_and_named(registry) -> None:
+    publish_grid_detector(registry, "grid")
+    publish_grid_detector(registry, "longer", tiles=TILES.model_copy(update={"chunk_s": 0.02}))
+    with pytest.raises(UserError, match=r"models grid and longer cannot share one spectrogram: chunks of 0\.01 s and 0\.02 s"):
+        load(registry, choose(registry))
+    large = TILES.model_copy(update={"front_end": FrontEnd(nfft=128, hop=32, tile=128)})
+    publish_grid_detector(registry, "large", tiles=large)
+    with pytest.raises(UserError, match=r"models grid and large .*: inputs of \(1, 64, 64\) and \(1, 128, 128\)"):
+        load(registry, choose(registry, ["grid", "large"]))
+
+
+def test_one_failing_detector_is_told_and_only_all_of_them_make_the_server_unready(registry, publish_tiny) -> None:
+    for name in ("grid", "other"):
+        publish_grid_detector(registry, name)
+    publish_tiny(registry)
+    catalog = load(registry, choose(registry))
+    asyncio.run(catalog.check())
+    catalog.find("grid").engine.close()
+    asyncio.run(catalog.check())
+    assert catalog.find("grid").failure
+    assert catalog.problem == ""
+    catalog.find("other").engine.close()
+    with pytest.raises(RuntimeError, match=r"model grid version 1: .*; model other version 1: "):
+        asyncio.run(catalog.check())
+    catalog.close()
+
+
+def test_too_many_threads_for_the_cores_are_told() -> None:
+    assert warn_of_crowding(models=3, threads=1, cores=3) == ""
+    assert warn_of_crowding(models=3, threads=2, cores=4).startswith("3 models x 2 threads on 4 CPU cores")

@@ -313,8 +313,8 @@ def test_the_real_server_answers_the_same_however_a_recording_is_sent(tmp_path: 
     with Longhaul(*real) as server, open_recording(meta) as recording:
         whole = server.detect(meta, tracks=True)
         answers = [
-            server.detect_iq(samples, SAMPLE_RATE_HZ, CENTER).chunks,
-            server.detect_stretch(recording).chunks,
+            server.detect_iq(samples, SAMPLE_RATE_HZ, CENTER, tracks=True).chunks,
+            server.detect_stretch(recording, tracks=True).chunks,
             tuple(update.answer for update in server.stream(recording) if update.answer),
         ]
         tracks = list(server.stream(recording))[-1].tracks

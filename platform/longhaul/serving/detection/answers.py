@@ -53,6 +53,7 @@ class Detection(_Answer):
         box_px: x_min, y_min, x_max, y_max on that tile; x is time, y is frequency from the highest down.
         start_s, end_s: seconds from the first sample of the request or stream; None for a tile without a signal.
         low_hz, high_hz: its band; None for a tile without a signal. Absolute where the centre frequency is known.
+        track: the track that it belongs to, where the chunks are followed; one that is seen only once is in no list of tracks.
         also: claims that were merged into this one, best first.
     """
 
@@ -65,6 +66,7 @@ class Detection(_Answer):
     end_s: float | None = Field(None, examples=[0.00194])
     low_hz: float | None = Field(None, examples=[2_427e6])
     high_hz: float | None = Field(None, examples=[2_447e6])
+    track: int | None = Field(None, examples=[4])
     also: tuple[Claim, ...] = ()
 
     @property

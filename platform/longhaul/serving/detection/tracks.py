@@ -139,6 +139,11 @@ class Tracker:
         changed = [one.track(active=True) for one in seen.values() if one in self._active and self._is_told(one)]
         return sorted([*changed, *ended], key=lambda track: track.id)
 
+    def mark(self, answer: ChunkAnswer) -> ChunkAnswer:
+        """The answer that was taken in last, each of its detections with the id of its track."""
+        marked = (one.model_copy(update={"track": self.assigned.get(place)}) for place, one in enumerate(answer.detections))
+        return answer.model_copy(update={"detections": tuple(marked)})
+
     def tracks(self) -> list[Track]:
         """All tracks, by id: those that go on, and the last `ended_most` that ended."""
         active = [one.track(active=True) for one in self._active if self._is_told(one)]

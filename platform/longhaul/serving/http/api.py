@@ -2,212 +2,118 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Any
 
-from fastapi import FastAPI, Path, Query, Request
-from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, Field
-from starlette.datastructures import UploadFile
+from fastapi import FastAPI
 
 from longhaul import __version__
-from longhaul.serving.catalog import Catalog, ServedModel
-from longhaul.serving.classifier import Prediction
+from longhaul.serving.catalog import Catalog
 from longhaul.serving.http import problems
-from longhaul.serving.http.reference_page import render
-from longhaul.serving.refusals import BrokenImage, ImageTooLarge, NotReady, UnsupportedContentType
+from longhaul.serving.http.access import Observer
+from longhaul.serving.http.classify import classify_router
+from longhaul.serving.http.detect import detect_router
+from longhaul.serving.http.detectors import Detectors
+from longhaul.serving.http.guard import OPEN_PATH, Gate, Guard
+from longhaul.serving.http.metrics import Metrics
+from longhaul.serving.http.model_routes import model_router
+from longhaul.serving.http.server_routes import server_router
+from longhaul.serving.http.settings import ApiSettings
+from longhaul.serving.http.stream import stream_router
+from longhaul.serving.http.streams import Streams
 
-IMAGE_FIELD = "image"
-_FORM_OVERHEAD_BYTES = 64 << 10  # boundaries and headers around the picture
+_ABOUT = """Finds emissions in signals and classifies pictures, with models from a Longhaul registry.
 
-_ABOUT = """Classifies pictures with models from a Longhaul registry.
-
+    curl --data-binary @capture.sigmf -H 'Content-Type: application/x-sigmf' 'http://HOST:PORT/v1/detect?tracks=true'
+    curl --data-binary @samples.ci16 -H 'Content-Type: application/octet-stream' \\
+         'http://HOST:PORT/v1/detect?datatype=ci16_le&sample_rate=40e6&center_frequency=2.437e9'
     curl --data-binary @picture.png -H 'Content-Type: image/png' 'http://HOST:PORT/v1/models/NAME/predict?top_k=3'
 
+Samples as they come: WebSocket /v1/stream. The first message is JSON,
+{"sample_rate_hz": 40e6, "center_hz": 2.437e9, "datatype": "ci16_le"}; back comes {"type": "ready", "chunk_samples": N, ...}.
+Then binary messages of samples, of any length; for each chunk comes {"type": "chunk", "answer": {...}, "tracks": [...]}.
+{"type": "end"} ends it, and {"type": "end", "tracks": [...]} comes back. {"type": "error", "problem": {...}} says what is wrong.
+
+Where the server has a token file, every route but /healthz asks for `Authorization: Bearer TOKEN`.
 Every error is an RFC 9457 problem (`application/problem+json`); every answer carries `X-Request-ID`."""
-
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_FORM_SCHEMA = {"type": "object", "required": [IMAGE_FIELD], "properties": {IMAGE_FIELD: _PICTURE["schema"]}}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "description": f"The picture: as the whole body, or as the field `{IMAGE_FIELD}` of a form.",
-        "content": {
-            "image/*": _PICTURE,
-            "application/octet-stream": _PICTURE,
-            "multipart/form-data": {"schema": _FORM_SCHEMA},
-        },
-    }
+_BUSY = {
+    "description": "The queue is full; try again after `Retry-After` seconds (answered by Ray Serve, as plain text).",
+    "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}},
 }
-_BUSY = {"description": "The queue is full; try again after `Retry-After` seconds (answered by Ray Serve, as plain text)."}
-
-
-class Answer(BaseModel):
-    """The best classes of one picture, best first."""
-
-    model: str = Field(examples=["digits"])
-    version: str = Field(examples=["3"])
-    predictions: list[Prediction] = Field(examples=[[{"label": "7", "index": 7, "probability": 0.9981}]])
-
-
-class ModelSummary(BaseModel):
-    """A model that is served; `version` answers where none is asked for."""
-
-    name: str = Field(examples=["digits"])
-    version: str = Field(examples=["3"])
-    versions: list[str] = Field(examples=[["3"]])
-    task: str = Field(examples=["classification"])
-    classes: int = Field(examples=[10])
-    engine: str = Field(examples=["onnxruntime"])
-
-
-class ModelList(BaseModel):
-    """All models, by name."""
-
-    models: list[ModelSummary]
-
-
-class ModelDetail(ModelSummary):
-    """Everything that a client may want to know of a model; `manifest` is the registry's own record of this version."""
-
-    labels: list[str] = Field(examples=[["0", "1"]])
-    max_batch: int = Field(examples=[64])
-    manifest: dict[str, Any]
-
-
-class Health(BaseModel):
-    """`ok`, and what answers."""
-
-    status: str = Field(examples=["ok"])
-    models: list[str] = Field(examples=[["digits@3"]])
-
-
-Name = Annotated[str, Path(description="The model's name.", examples=["digits"])]
-Version = Annotated[str | None, Query(description="A version that is served; left out, the default one.", examples=["3"])]
-TopK = Annotated[int | None, Query(ge=1, description="How many classes; 5 (or all, of fewer) if left out.", examples=[3])]
+_HEADERS = {
+    "401": {"WWW-Authenticate": {"description": "How to come with a token.", "schema": {"type": "string"}}},
+    "503": {"Retry-After": {"description": "Seconds; not always there.", "schema": {"type": "string"}}},
+}
+_BEARER = {"type": "http", "scheme": "bearer", "description": "A token of `longhaul token new`."}
 
 
 class _Api(FastAPI):
+    """Attributes: `guarded`, whether callers need a token."""
+
+    guarded = False
+
     def openapi(self) -> dict[str, Any]:
-        """FastAPI lists an error's model as JSON too; these are answered as problems only."""
+        """FastAPI's document, with what it does not know: errors are problems only, headers, tokens, a full queue."""
+        if self.openapi_schema:
+            return self.openapi_schema
         document = super().openapi()
-        for item in document["paths"].values():
-            for operation in item.values():
-                for response in operation["responses"].values():
-                    content = response.get("content", {})
-                    if problems.MEDIA_TYPE in content:
-                        content.pop("application/json", None)
+        for path, operation in _operations(document):
+            responses = operation["responses"]
+            if operation.get("requestBody"):
+                responses["429"] = _BUSY
+            for status, response in responses.items():
+                content = response.get("content", {})
+                if problems.MEDIA_TYPE in content:
+                    content.pop("application/json", None)
+                    response.setdefault("headers", {}).update(_HEADERS.get(status, {}))
+            if self.guarded:
+                operation["security"] = [] if path == OPEN_PATH else [{"bearer": []}]
+        if self.guarded:
+            document["components"]["securitySchemes"] = {"bearer": _BEARER}
         return document
 
 
-def build_api(catalog: Catalog, *, stamp_request_id: bool = True) -> FastAPI:
+def build_api(
+    catalog: Catalog, settings: ApiSettings | None = None, *, stamp_request_id: bool = True, replica: str = ""
+) -> FastAPI:
     """The application over loaded models.
+
+    Its `state.streams` (`http.streams.Streams`) ends the open streams when the server stops.
 
     Args:
         catalog: what is served; the caller closes it.
+        settings: tokens, limits, roots; with none of them everything but /healthz is refused.
         stamp_request_id: False where the server in front writes `X-Request-ID` itself, as Ray Serve does.
+        replica: its name in the metrics.
+
+    Raises:
+        UserError: the token file cannot be read.
     """
+    settings = settings or ApiSettings()
+    guard = Guard(settings)
+    metrics = Metrics(replica, lambda: _shed(catalog))
+    detectors = Detectors(catalog, settings, metrics)
+    streams = Streams(settings.streams.most, metrics)
     app = _Api(title="Longhaul", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    app.guarded = not guard.is_open
+    app.state.streams = streams
+    app.add_middleware(Gate, guard=guard)
+    app.add_middleware(Observer, metrics=metrics)
     problems.install(app, stamp=stamp_request_id)
-    _add_models(app, catalog)
-    _add_predict(app, catalog)
-    _add_server(app, catalog)
+    app.include_router(detect_router(detectors, settings))
+    app.include_router(stream_router(detectors, guard, streams, settings))
+    app.include_router(model_router(catalog))
+    app.include_router(classify_router(catalog, settings))
+    app.include_router(server_router(app, catalog, metrics))
     return app
 
 
-def _add_models(app: FastAPI, catalog: Catalog) -> None:
-    @app.get("/v1/models", summary="The models that are served", tags=["models"])
-    async def list_models() -> ModelList:
-        defaults = {model.manifest.name: model for model in reversed(catalog.models())}
-        return ModelList(models=[ModelSummary(**_summary(catalog, defaults[name])) for name in sorted(defaults)])
-
-    @app.get("/v1/models/{name}", summary="One model: classes, input, metrics", tags=["models"], responses=_errors(404, 422))
-    async def show_model(name: Name, version: Version = None) -> ModelDetail:
-        model = catalog.find(name, version)
-        manifest = model.manifest
-        return ModelDetail(
-            **_summary(catalog, model),
-            labels=list(manifest.signature.classes),
-            max_batch=model.engine.max_batch,
-            manifest=manifest.model_dump(mode="json"),
-        )
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            yield path, operation
 
 
-def _add_predict(app: FastAPI, catalog: Catalog) -> None:
-    @app.post(
-        "/v1/models/{name}/predict",
-        summary="Classify one picture",
-        tags=["predict"],
-        openapi_extra=_BODY,
-        responses=_errors(400, 404, 413, 415, 422, 500) | {429: _BUSY},
-    )
-    async def predict(request: Request, name: Name, top_k: TopK = None, version: Version = None) -> Answer:
-        model = catalog.find(name, version)
-        model.classifier.check_top_k(top_k)  # before the body is read
-        body = await _picture(request, model.classifier.limits.bytes)
-        predictions = await model.predict(body, top_k)
-        return Answer(model=model.manifest.name, version=model.manifest.version, predictions=predictions)
-
-
-def _add_server(app: FastAPI, catalog: Catalog) -> None:
-    @app.get("/healthz", summary="Whether every model is loaded and well", tags=["server"], responses=_errors(503))
-    async def healthz() -> Health:
-        if catalog.problem:
-            raise NotReady(catalog.problem, "Wait, or look into the server's log")
-        return Health(status="ok", models=[f"{m.manifest.name}@{m.manifest.version}" for m in catalog.models()])
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(render(app.openapi()))
-
-
-def _summary(catalog: Catalog, model: ServedModel) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "versions": catalog.versions(manifest.name),
-        "task": manifest.signature.task,
-        "classes": len(manifest.signature.classes),
-        "engine": model.engine.kind,
-    }
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"model": problems.Problem, "content": content} for status in statuses}
-
-
-async def _picture(request: Request, limit: int) -> bytes:
-    """The picture's bytes, from the body or from the form's field; never holds more than the limit."""
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
-        return await _body(request, limit)
-    if media_type == "multipart/form-data":
-        return await _form_field(request, await _body(request, limit + _FORM_OVERHEAD_BYTES))
-    fix = f"Send the picture as the body with `Content-Type: image/png`, or as the form field `{IMAGE_FIELD}`"
-    raise UnsupportedContentType(f"content type {media_type or '(none)'!r}: not an image", fix)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be too long."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise ImageTooLarge(f"the body has {int(declared):,} bytes, the limit is {limit:,}", "Send a smaller picture")
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > limit:
-            raise ImageTooLarge(f"the body has more than {limit:,} bytes", "Send a smaller picture")
-    return bytes(body)
-
-
-async def _form_field(request: Request, body: bytes) -> bytes:
-    async def replay() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async with Request(request.scope, replay).form(max_files=1, max_fields=8) as form:
-        field = form.get(IMAGE_FIELD)
-        if not isinstance(field, UploadFile):
-            fix = f"Send it as `curl -F {IMAGE_FIELD}=@picture.png`"
-            raise BrokenImage(f"the form has no file in the field {IMAGE_FIELD!r}", fix)
-        return await field.read()
+def _shed(catalog: Catalog) -> Iterator[tuple[str, str, bool, float]]:
+    for state in catalog.ensemble.states() if catalog.ensemble is not None else ():
+        yield state.name, state.version, state.shed, state.seconds_per_sample

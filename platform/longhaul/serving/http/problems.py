@@ -22,9 +22,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longhaul.errors import UserError
-from longhaul.serving.refusals import Refusal
+from longhaul.serving.refusals import Overloaded, Refusal
 
 REQUEST_ID_HEADER = "X-Request-ID"
+FAILURE = "The server failed; its log has the reason by this id"
 MEDIA_TYPE = "application/problem+json"
 
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -47,6 +48,7 @@ class Problem(BaseModel):
     detail: str = Field(examples=["model 'digit': not served. Did you mean 'digits'?"])
     instance: str = Field(examples=["urn:longhaul:request:0b6ff0c2"])
     errors: list[FieldProblem] | None = None
+    retry_after_s: float | None = Field(None, examples=[None])
 
 
 class RequestEnvelope:
@@ -63,11 +65,11 @@ class RequestEnvelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
+        if scope["type"] in ("http", "websocket"):
+            scope.setdefault("state", {})["request_id"] = request_id = _request_id(scope)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
         async def send_stamped(message: Message) -> None:
@@ -86,7 +88,7 @@ class RequestEnvelope:
             _log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out: only closing the connection tells the client
-            answer = _answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; its log has the reason by this id")
+            answer = _answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, FAILURE)
             await answer(scope, receive, send_stamped)
 
 
@@ -98,9 +100,36 @@ def install(app: FastAPI, *, stamp: bool = True) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-async def _user_error(request: Request, error: Exception) -> JSONResponse:
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses` for these statuses: problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"model": Problem, "content": content} for status in statuses}
+
+
+def problem_of(scope: Scope, error: UserError) -> Problem:
+    """What a refusal says; of an error that is none, as a bad request."""
     kind = type(error) if isinstance(error, Refusal) else Refusal
-    return _answer(_id_of(request), HTTPStatus(kind.status), str(error), slug=kind.slug, title=kind.title)
+    scope["state"]["refusal"] = kind.slug  # for the count of refusals
+    problem = _problem(str(scope["state"]["request_id"]), HTTPStatus(kind.status), str(error), slug=kind.slug, title=kind.title)
+    return problem.model_copy(update={"retry_after_s": error.retry_after_s}) if isinstance(error, Overloaded) else problem
+
+
+def failure_of(scope: Scope) -> Problem:
+    """What is told where nobody expected it."""
+    return _problem(str(scope["state"]["request_id"]), HTTPStatus.INTERNAL_SERVER_ERROR, FAILURE)
+
+
+def refuse(scope: Scope, error: UserError) -> JSONResponse:
+    """The answer that a refusal gives, with its own headers; for middleware, which exception handlers do not reach."""
+    answer = _response(problem_of(scope, error))
+    if isinstance(error, Refusal):
+        answer.headers.update(error.headers())
+    return answer
+
+
+async def _user_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, UserError)
+    return refuse(request.scope, error)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -139,7 +168,19 @@ def _answer(
     title: str = "",
     errors: Sequence[FieldProblem] | None = None,
 ) -> JSONResponse:
-    problem = Problem(
+    return _response(_problem(request_id, status, detail, slug=slug, title=title, errors=errors))
+
+
+def _problem(
+    request_id: str,
+    status: HTTPStatus,
+    detail: str,
+    *,
+    slug: str = "",
+    title: str = "",
+    errors: Sequence[FieldProblem] | None = None,
+) -> Problem:
+    return Problem(
         type=f"urn:longhaul:problem:{slug or status.phrase.lower().replace(' ', '-')}",
         title=title or status.phrase,
         status=status,
@@ -147,8 +188,11 @@ def _answer(
         instance=f"urn:longhaul:request:{request_id}",
         errors=list(errors) if errors else None,
     )
+
+
+def _response(problem: Problem) -> JSONResponse:
     content: dict[str, Any] = problem.model_dump(exclude_none=True)
-    return JSONResponse(content, status_code=status, media_type=MEDIA_TYPE)
+    return JSONResponse(content, status_code=problem.status, media_type=MEDIA_TYPE)
 
 
 def _id_of(request: Request) -> str:

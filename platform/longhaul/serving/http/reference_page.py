@@ -25,28 +25,32 @@ def render(document: dict[str, Any]) -> str:
     info = document["info"]
     schemas = document.get("components", {}).get("schemas", {})
     routes = [(path, *route) for path, item in document["paths"].items() for route in item.items()]
+    contents = "".join(
+        f'<li><a href="#{_anchor(path, verb)}"><code>{verb.upper()} {escape(path)}</code></a> {escape(one.get("summary", ""))}'
+        for path, verb, one in routes
+    )
     parts = [_operation(path, verb, operation, schemas) for path, verb, operation in routes]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><pre>{escape(info.get('description', ''))}</pre>"
-        f'<p>Machine-readable: <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</body></html>'
+        f'<p>Machine-readable: <a href="openapi.json">openapi.json</a></p><ul>{contents}</ul>{"".join(parts)}</body></html>'
     )
 
 
 def _operation(path: str, verb: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(p['name'])}</code></td><td>{p['in']}{', required' if p.get('required') else ''}</td>"
-        f"<td>{escape(p.get('description', ''))}</td></tr>"
+        f"<td>{escape(p.get('description', ''))}{_such_as(p.get('schema', {}))}</td></tr>"
         for p in operation.get("parameters", [])
     )
     body = operation.get("requestBody")
     if body:
-        kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
-        rows += f"<tr><td>body</td><td>{kinds}</td><td>{escape(body.get('description', ''))}</td></tr>"
+        kinds = "<br>".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
+        rows += f"<tr><td>body</td><td>{kinds}</td><td>{escape(body.get('description', ''))}{_bodies(body)}</td></tr>"
     answers = "".join(_answer(status, response, schemas) for status, response in operation["responses"].items())
     return (
-        f'<h2><code><span class="verb">{verb.upper()}</span>{escape(path)}</code></h2>'
+        f'<h2 id="{_anchor(path, verb)}"><code><span class="verb">{verb.upper()}</span>{escape(path)}</code></h2>'
         f"<p>{escape(operation.get('summary', ''))}</p>"
         f"<table>{rows}</table><table>{answers}</table>"
     )
@@ -62,14 +66,33 @@ def _answer(status: str, response: dict[str, Any], schemas: dict[str, Any]) -> s
     return f"<tr><td><code>{escape(status)}</code></td><td>{escape(response.get('description', ''))}</td><td>{example}</td></tr>"
 
 
+def _anchor(path: str, verb: str) -> str:
+    return verb + "".join(letter if letter.isalnum() else "-" for letter in path)
+
+
+def _such_as(schema: dict[str, Any]) -> str:
+    """A parameter's example, if it has one."""
+    found = next((e for one in (schema, *schema.get("anyOf", ())) for e in one.get("examples", ())), None)
+    return "" if found is None else f" Such as <code>{escape(str(found))}</code>."
+
+
+def _bodies(body: dict[str, Any]) -> str:
+    examples = [one for content in body["content"].values() for one in content.get("examples", {}).values()]
+    return "".join(f"<br>{escape(one['summary'])}: <code>{escape(json.dumps(one['value']))}</code>" for one in examples)
+
+
 def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     """A value of that schema, from the examples of its fields."""
-    if "$ref" in schema:
-        return _example(schemas[schema["$ref"].rsplit("/", 1)[-1]], schemas)
     if schema.get("examples"):
         return schema["examples"][0]
+    if "$ref" in schema:
+        return _example(schemas[schema["$ref"].rsplit("/", 1)[-1]], schemas)
+    if "anyOf" in schema:
+        return _example(schema["anyOf"][0], schemas)
+    if "enum" in schema or "const" in schema:
+        return schema.get("const", schema.get("enum", [None])[0])
     if schema.get("type") == "object" and "properties" in schema:
         return {name: _example(field, schemas) for name, field in schema["properties"].items()}
     if schema.get("type") == "array":
         return [_example(schema.get("items", {}), schemas)]
-    return {} if schema.get("type") == "object" else None
+    return {"object": {}, "string": "...", "number": 0.0, "integer": 0, "boolean": True}.get(schema.get("type", ""))

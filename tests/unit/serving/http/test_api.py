@@ -7,30 +7,20 @@ import re
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from http_signals import assert_problem
 
 from longhaul.serving.http.api import build_api
+from longhaul.serving.http.settings import ApiSettings
 
 PREDICT = "/v1/models/tiny/predict"
+OPEN = ApiSettings(open_loopback=True)
 PNG = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
 def client(catalog):
-    with TestClient(build_api(catalog)) as opened:
+    with TestClient(build_api(catalog, OPEN)) as opened:
         yield opened
-
-
-def assert_problem(response, status: int, slug: str, *words: str) -> dict:
-    body = response.json()
-    assert response.status_code == status, body
-    assert response.headers["content-type"] == "application/problem+json"
-    assert body["type"] == f"urn:longhaul:problem:{slug}"
-    assert body["status"] == status
-    assert body["title"]
-    assert body["instance"] == f"urn:longhaul:request:{response.headers['x-request-id']}"
-    for word in words:
-        assert word in body["detail"]
-    return body
 
 
 def test_the_answers_are_the_engines_own(client, catalog, picture) -> None:
@@ -51,6 +41,7 @@ def test_body_and_form_say_the_same(client, picture) -> None:
 
 def test_lists_and_details(client, catalog) -> None:
     summary = {"name": "tiny", "version": "1", "versions": ["1"], "task": "classification", "classes": 4, "engine": "onnxruntime"}
+    summary |= {"state": "serving", "failure": None, "refused": None, "seconds_per_tile": None}
     assert client.get("/v1/models").json() == {"models": [summary]}
     detail = client.get("/v1/models/tiny").json()
     assert detail["labels"] == ["north", "east", "south", "west"]
@@ -121,7 +112,7 @@ def test_top_k(client, picture, top_k) -> None:
 
 def test_a_failing_engine_is_a_500_that_tells_nothing(scripted, engine, picture, caplog) -> None:
     engine.failure = ValueError("secret: /srv/models/tiny")
-    with TestClient(build_api(scripted)) as client:
+    with TestClient(build_api(scripted, OPEN)) as client:
         response = client.post(PREDICT, content=picture(), headers=PNG | {"X-Request-ID": "abc-1"})
         body = assert_problem(response, 500, "internal-server-error", "log")
         assert "secret" not in str(body)
@@ -140,7 +131,7 @@ def test_request_ids(client) -> None:
 
 
 def test_the_server_in_front_may_write_the_request_id(catalog) -> None:
-    with TestClient(build_api(catalog, stamp_request_id=False)) as client:
+    with TestClient(build_api(catalog, OPEN, stamp_request_id=False)) as client:
         assert "x-request-id" not in client.get("/healthz").headers
 
 
@@ -157,6 +148,64 @@ def test_openapi_says_what_is_answered(client) -> None:
     document = client.get("/openapi.json").json()
     predict = document["paths"]["/v1/models/{name}/predict"]["post"]
     assert predict["requestBody"]["content"].keys() == {"image/*", "application/octet-stream", "multipart/form-data"}
-    assert predict["responses"].keys() == {"200", "400", "404", "413", "415", "422", "429", "500"}
+    assert predict["responses"].keys() == {
+        "200", "400", "401", "403", "404", "408", "409", "413", "415", "422", "429", "500",
+    }  # fmt: skip
     assert predict["responses"]["404"]["content"].keys() == {"application/problem+json"}
     assert "Problem" in document["components"]["schemas"]
+
+
+def test_detectors_are_listed_with_what_they_cost_and_how_they_are(serve, detectors) -> None:
+    client = serve()
+    detectors.find("grid").failure = "the device is gone"
+    detectors.refused["wide"] = "version 2: its SHA-256 differs"
+    models = {model["name"]: model for model in client.get("/v1/models").json()["models"]}
+    assert {name: (model["task"], model["state"]) for name, model in models.items()} == {
+        "grid": ("detection", "failed"),
+        "tiny": ("classification", "serving"),
+        "wide": ("detection", "serving"),
+    }
+    assert models["grid"]["failure"] == "the device is gone"
+    assert models["wide"]["refused"] == "version 2: its SHA-256 differs"
+    assert models["wide"]["seconds_per_tile"] >= 0
+    detail = client.get("/v1/models/grid").json()
+    assert detail["labels"] == ["even", "odd"]
+    assert detail["manifest"]["signature"]["preprocess"]["tiles"]["chunk_s"] == 0.01
+
+
+def test_a_shed_detector_is_listed_as_such(serve, detectors, monkeypatch) -> None:
+    import dataclasses
+
+    states = [dataclasses.replace(state, shed=state.name == "wide") for state in detectors.ensemble.states()]
+    monkeypatch.setattr(detectors.ensemble, "states", lambda: states)
+    assert {model["name"]: model["state"] for model in serve().get("/v1/models").json()["models"]} == {
+        "grid": "serving",
+        "tiny": "serving",
+        "wide": "shed",
+    }
+
+
+def test_a_detector_does_not_classify(serve, picture) -> None:
+    response = serve().post("/v1/models/grid/predict", content=picture(), headers=PNG)
+    assert_problem(response, 409, "wrong-task", "'grid': is of task detection", "POST /v1/detect")
+
+
+def test_a_model_without_a_candidate_has_no_shadow(serve) -> None:
+    client = serve()
+    assert_problem(client.get("/v1/models/grid/shadow"), 404, "no-shadow", "'grid'")
+    assert_problem(client.get("/v1/models/gird/shadow"), 404, "unknown-model", "Did you mean 'grid'?")
+
+
+def test_openapi_says_that_a_token_is_needed_where_it_is(serve, detectors) -> None:
+    assert "securitySchemes" not in serve().get("/openapi.json").json()["components"]
+    document = build_api(detectors).openapi()
+    assert document["paths"]["/v1/detect"]["post"]["security"] == [{"bearer": []}]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+
+
+def test_openapi_shows_every_body_of_a_detection(serve) -> None:
+    detect = serve().get("/openapi.json").json()["paths"]["/v1/detect"]["post"]
+    kinds = {"application/octet-stream", "application/x-sigmf", "application/x-tar", "multipart/form-data", "image/png"}
+    assert detect["requestBody"]["content"].keys() == kinds | {"application/json"}
+    assert {"X-SigMF-Datatype", "deadline_ms", "models", "tracks"} <= {one["name"] for one in detect["parameters"]}
+    assert "Retry-After" in detect["responses"]["503"]["headers"]
