@@ -22,15 +22,15 @@ def damage(registry: Registry, manifest: Manifest) -> None:
     file.write_bytes(data)
 
 
-def publish_failing_detector(registry: Registry, name: str = "grid") -> Manifest:
-    """Publish a version that loads, and whose every run fails."""
+def publish_failing_detector(registry: Registry, name: str = "grid", *, answers_nan: bool = False) -> Manifest:
+    """Publish a version that loads, and whose every run fails, or gives a number that is none."""
     with tempfile.TemporaryDirectory() as scratch:
         whole = Registry(str(Path(scratch) / "models"))
         manifest = publish_grid_detector(whole, name)
         files = list(whole.fetch(manifest, Path(scratch) / "files").values())
         for file in files:
             model = onnx.load(file)
-            _fail_when_run(model.graph)
+            (_answer_nan if answers_nan else _fail_when_run)(model.graph)
             onnx.checker.check_model(model)
             onnx.save(model, file)
         description = Description(**{field: getattr(manifest, field) for field in Description.model_fields})
@@ -50,3 +50,8 @@ def _fail_when_run(graph: onnx.GraphProto) -> None:
             helper.make_node("ReduceMax", ["looked_up", "across"], ["flag"], keepdims=0),
         ]
     )
+
+
+def _answer_nan(graph: onnx.GraphProto) -> None:
+    (flags,) = (constant for constant in graph.initializer if constant.name == "flags")
+    flags.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(flags), np.nan), "flags"))

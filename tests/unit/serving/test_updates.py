@@ -25,6 +25,7 @@ from tests.shared.broken_detector import damage, publish_failing_detector
 from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
 
 LOG = "longhaul.serving.updates"
+WHY = {"damaged": "SHA-256 differs", "failing": "out of data bounds", "not a number": "not finite"}
 
 
 def chunk(seed: int = 0) -> SignalChunk:
@@ -101,7 +102,7 @@ def test_the_old_version_answers_who_holds_it_and_ends_when_the_last_one_lets_go
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("broken", ["damaged", "failing"])
+@pytest.mark.parametrize("broken", WHY)
 def test_a_broken_version_is_refused_once_and_the_old_one_stays(registry, served, caplog, broken) -> None:
     async def scenario() -> None:
         watch = RegistryWatch(registry, served)
@@ -110,11 +111,11 @@ def test_a_broken_version_is_refused_once_and_the_old_one_stays(registry, served
             registry.promote("grid", bad.version)  # which verifies it
             damage(registry, bad)
         else:
-            registry.promote("grid", publish_failing_detector(registry).version)
+            registry.promote("grid", publish_failing_detector(registry, answers_nan=broken == "not a number").version)
         for _ in range(3):
             await watch.look_now()
         assert version(served) == "1"
-        assert ("SHA-256 differs" if broken == "damaged" else "out of data bounds") in served.refused["grid"]
+        assert WHY[broken] in served.refused["grid"]
         assert served.refused["grid"].startswith("version 2: ")
         assert len([line for line in caplog.messages if "is refused" in line]) == 1
         assert not (await served.ensemble.detect(chunk(), deadline_s=30)).degraded

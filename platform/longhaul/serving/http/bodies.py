@@ -51,13 +51,19 @@ async def read_body(request: Request, limits: BodyLimits) -> Spool:
     """
     body: Spool = SpooledTemporaryFile(max_size=limits.memory)  # noqa: SIM115 - the caller's
     try:
-        waiting = bytearray()
         written = 0
+        waiting = bytearray()  # for the disk
         async for block in Request(request.scope, bounded(request, limits)).stream():
+            if written + len(waiting) + len(block) <= limits.memory:
+                written += body.write(block)
+                continue
             waiting += block
             if len(waiting) >= _BLOCK:
-                written = await _write(body, waiting, written, limits)
-        await _write(body, waiting, written, limits)
+                await asyncio.to_thread(body.write, waiting)
+                written += len(waiting)
+                waiting = bytearray()
+        if waiting:
+            await asyncio.to_thread(body.write, waiting)
         body.seek(0)
     except BaseException:
         body.close()
@@ -115,7 +121,8 @@ def bounded(request: Request, limits: BodyLimits) -> Receive:
     async def receive() -> Message:
         nonlocal received
         try:
-            message = await asyncio.wait_for(request.receive(), limits.idle_s)
+            async with asyncio.timeout(limits.idle_s):  # wait_for would make a task for each block
+                message = await request.receive()
         except TimeoutError:
             raise SlowBody(f"no more of the body came for {limits.idle_s:g} s", "Send it in one go") from None
         received += len(message.get("body", b""))
@@ -124,14 +131,3 @@ def bounded(request: Request, limits: BodyLimits) -> Receive:
         return message
 
     return receive
-
-
-async def _write(body: Spool, waiting: bytearray, written: int, limits: BodyLimits) -> int:
-    """Put what waits into the file; the bytes that are in it now."""
-    if written + len(waiting) > limits.memory:
-        await asyncio.to_thread(body.write, waiting)
-    else:
-        body.write(waiting)
-    written += len(waiting)
-    waiting.clear()
-    return written
