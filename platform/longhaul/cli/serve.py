@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -56,13 +56,15 @@ def serve(
 
     Each model's `prod` version is taken, else its latest. Every file is verified by its SHA-256 first, and the address is
     printed once every engine has answered. While it serves, it follows `prod`: `longhaul models promote` is all that an update
-    takes.
+    takes. It follows the config as well: edit the file, and replicas change over one after the other; what is wrong is told and
+    changes nothing.
 
     Example: longhaul serve
 
     Example: longhaul serve --registry s3://bucket/models --model digits@3 --port 8080
     """
     from longhaul.cluster.connect import find_gcs
+    from longhaul.serving.config_file import ConfigFile
     from longhaul.serving.proxy_mode import faster_proxy
 
     console = Console(highlight=False, soft_wrap=True)
@@ -70,15 +72,29 @@ def serve(
     with faster_proxy() if starts else contextlib.nullcontext():  # before anything imports ray.serve
         from longhaul.serving import deployment
 
-        settings = deployment.override(
-            deployment.read_config(config), registry=registry, models=model or [], host=host, port=port, tokens=tokens
-        )
-        manifests = deployment.check_models(settings)
+        def read() -> tuple[ServeDeploySchema, list[Manifest]]:
+            given = deployment.read_config(config)
+            settings = deployment.override(given, registry=registry, models=model or [], host=host, port=port, tokens=tokens)
+            return settings, deployment.check_models(settings)
+
+        file = ConfigFile(config, read)
+        settings, manifests = read()
         deployment.check_port(settings.http_options.host, settings.http_options.port)
-        _run(settings, manifests, address, console)
+
+        def renewed() -> ServeDeploySchema | None:
+            change = file.renewed()
+            return change[0] if change else None
+
+        _run(settings, manifests, renewed, address, console)
 
 
-def _run(settings: ServeDeploySchema, manifests: list[Manifest], address: str | None, console: Console) -> None:
+def _run(
+    settings: ServeDeploySchema,
+    manifests: list[Manifest],
+    renewed: Callable[[], ServeDeploySchema | None],
+    address: str | None,
+    console: Console,
+) -> None:
     import ray
 
     from longhaul.cluster.connect import connect
@@ -95,7 +111,7 @@ def _run(settings: ServeDeploySchema, manifests: list[Manifest], address: str | 
             status.stop()
             if ready:
                 _announce(settings, manifests, console)
-                deployment.watch(settings, lambda line: console.print(escape(line)), stop.is_set, stop.wait)
+                deployment.watch(settings, lambda line: console.print(escape(line)), stop.is_set, stop.wait, renewed)
                 console.print("stopping")
         finally:
             # Ray's own thread prints that the controller was killed, as an error; that is how a controller always ends.

