@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import yaml
 
 from longhaul.export.manifest import Description
 from longhaul.export.registry import Registry
@@ -39,6 +40,13 @@ def kill_replica(server: int) -> None:
                 child.send_signal(signal.SIGKILL)
                 return
     raise RuntimeError("no replica was found")
+
+
+def new_config(config: Path) -> None:
+    """Two threads for each engine in place of one: every replica is replaced. `longhaul serve` reads the file again by itself."""
+    content = yaml.safe_load(config.read_text())
+    content["applications"][0]["args"]["threads"] = 2
+    config.write_text(yaml.safe_dump(content))
 
 
 def _again(registry: Registry, name: str) -> str:

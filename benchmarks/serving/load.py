@@ -1,6 +1,6 @@
 """More than the server can do, for minutes: does every request get its due?
 
-    python benchmarks/serving/load.py [--registry DIR] [--minutes 10] [--factor 2] [--changes] [--plot FILE]
+    python benchmarks/serving/load.py [--registry DIR] [--minutes 10] [--factor 2] [--replicas 1] [--changes]
 
 First the capacity: what eight clients get through, each with one request at a time. Then requests come at `factor` times that
 rate, whatever the server does, each with the deadline of 400 ms. Every request must end in one of three ways: an answer within
@@ -32,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "tests" / "shared"), str(Path(__file__).resolve().parent)]
 
 from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector  # noqa: E402
-from servers import ask, free_port, longhaul, server  # noqa: E402
+from servers import ROOT, ask, free_port, longhaul, server  # noqa: E402
 
 from longhaul.export.registry import Registry  # noqa: E402
 
@@ -143,23 +144,31 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--factor", type=float, default=2.0)
     parser.add_argument("--changes", action="store_true")
-    parser.add_argument("--config", type=Path, default=Path("serve_configs/local.yaml"))
+    parser.add_argument("--replicas", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         registry = Registry(given.registry) if given.registry else light_registry(scratch)
         body, rate_hz = chunk_body(registry)
         port = free_port()
         path = f"/v1/detect?datatype=cf32_le&sample_rate={rate_hz:.0f}&deadline_ms={1e3 * DEADLINE_S:g}"
-        with server(longhaul(registry.uri, port, given.config), port) as process:
+        config = Path(scratch) / "serve.yaml"
+        _config(config, given.replicas)
+        with server(longhaul(registry.uri, port, config), port) as process:
             ask(port, path, body, requests=50, clients=8)
             began = time.perf_counter()
             closed = ask(port, path, body, requests=400, clients=8)
             capacity = len(closed.seconds) / (time.perf_counter() - began)
-            print(
-                f"capacity {capacity:.1f} answers a second (8 clients, p50 {1e3 * closed.quantile(0.5):.0f} ms); load {given.factor:g} times that",
-                flush=True,
-            )
-            _run(given, Load(port, path, body, given.factor * capacity), process, registry)
+            print(f"capacity {capacity:.1f} answers a second by {given.replicas} replicas (8 clients, ", end="")
+            print(f"p50 {1e3 * closed.quantile(0.5):.0f} ms); load {given.factor:g} times that", flush=True)
+            _run(given, Load(port, path, body, given.factor * capacity), process, registry, config)
+
+
+def _config(path: Path, replicas: int) -> None:
+    """Local.yaml with a fixed number of replicas."""
+    content = yaml.safe_load((ROOT / "serve_configs" / "local.yaml").read_text())
+    (deployment,) = content["applications"][0]["deployments"]
+    deployment["autoscaling_config"] |= {"min_replicas": replicas, "max_replicas": replicas}
+    path.write_text(yaml.safe_dump(content))
 
 
 def light_registry(scratch: str) -> Registry:
@@ -181,10 +190,10 @@ def chunk_body(registry: Registry) -> tuple[bytes, float]:
     return iq.astype(np.complex64).tobytes(), rate
 
 
-def _run(given: argparse.Namespace, load: Load, process: int, registry: Registry) -> None:
+def _run(given: argparse.Namespace, load: Load, process: int, registry: Registry, config: Path) -> None:
     memory: list[tuple[float, float]] = []
     end = time.perf_counter() + 60 * given.minutes
-    changes = _changes(given, registry, process) if given.changes else []
+    changes = _changes(config, registry, process) if given.changes else []
     try:
         while time.perf_counter() < end:
             at = time.perf_counter() - load.began
@@ -199,7 +208,7 @@ def _run(given: argparse.Namespace, load: Load, process: int, registry: Registry
     _report(load, memory)
 
 
-def _changes(given: argparse.Namespace, registry: Registry, process: int) -> list[tuple[float, str, object]]:
+def _changes(config: Path, registry: Registry, process: int) -> list[tuple[float, str, object]]:
     from changes import broken_model, kill_replica, new_config, new_version
 
     name = registry.names()[0]
@@ -207,7 +216,7 @@ def _changes(given: argparse.Namespace, registry: Registry, process: int) -> lis
         (0.2, "a new version is promoted", lambda: new_version(registry, name)),
         (0.4, "a replica is killed", lambda: kill_replica(process)),
         (0.6, "a broken model is promoted", lambda: broken_model(registry, name)),
-        (0.8, "the config is changed", lambda: new_config(given.config, registry, process)),
+        (0.8, "the config is changed", lambda: new_config(config)),
     ]
 
 

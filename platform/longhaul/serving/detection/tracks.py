@@ -139,10 +139,11 @@ class Tracker:
         changed = [one.track(active=True) for one in seen.values() if one in self._active and self._is_told(one)]
         return sorted([*changed, *ended], key=lambda track: track.id)
 
-    def mark(self, answer: ChunkAnswer) -> ChunkAnswer:
-        """The answer that was taken in last, each of its detections with the id of its track."""
+    def follow(self, answer: ChunkAnswer) -> tuple[ChunkAnswer, list[Track]]:
+        """`update`, and the answer with the id of its track on each detection. A crowded chunk takes a while: use a thread."""
+        changed = self.update(answer)
         marked = (one.model_copy(update={"track": self.assigned.get(place)}) for place, one in enumerate(answer.detections))
-        return answer.model_copy(update={"detections": tuple(marked)})
+        return answer.model_copy(update={"detections": tuple(marked)}), changed
 
     def tracks(self) -> list[Track]:
         """All tracks, by id: those that go on, and the last `ended_most` that ended."""

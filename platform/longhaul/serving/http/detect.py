@@ -236,10 +236,10 @@ class _Road:
             if answers and await request.is_disconnected():
                 raise ClientDisconnect
             iq = torch.from_numpy(await asyncio.to_thread(signal.read, chunk.start, chunk.count))
-            answers.append(await self._answer(signal, iq, chunk))
+            answer = await self._answer(signal, iq, chunk)
             if tracker is not None:
-                tracker.update(answers[-1])
-                answers[-1] = tracker.mark(answers[-1])
+                answer, _ = await asyncio.to_thread(tracker.follow, answer)
+            answers.append(answer)
         recording = signal.recording
         return DetectAnswer(
             sample_rate_hz=recording.sample_rate_hz,

@@ -152,8 +152,8 @@ class _Conversation:
     async def _answer(self, plan: StreamPlan, raw: bytearray, index: int) -> None:
         chunk = await asyncio.to_thread(plan.read, raw, index)
         answer = await self._detectors.answer(chunk, plan.deadline_s, plan.models, road="stream")
-        tracks = self._tracker.update(answer)
-        await self._send(ChunkMessage(answer=self._tracker.mark(answer), tracks=tuple(tracks)))
+        answer, changed = await asyncio.to_thread(self._tracker.follow, answer)
+        await self._send(ChunkMessage(answer=answer, tracks=tuple(changed)))
 
     async def _receive(self, patience_s: float) -> str | bytes:
         """The next message; meanwhile a chunk in work may fail, or be done.

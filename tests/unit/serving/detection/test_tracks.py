@@ -251,3 +251,13 @@ def test_the_metrics_of_small_cases_are_those_of_their_definitions(
     metrics = identity_metrics(told(events))
     assert (metrics.switches, metrics.fragmentations, metrics.kept) == (switches, fragmentations, kept)
     assert metrics.idf1 == pytest.approx(idf1)
+
+
+def test_detections_carry_the_number_of_their_track() -> None:
+    tracker = Tracker()
+    answers = [chunk(k, box("wifi", 10 * k + 1, 10 * k + 2, 40, 16), box("lte", 10 * k + 5, 10 * k + 6, 60)) for k in range(3)]
+    marked = [tracker.follow(answer) for answer in answers]
+    numbers = [tuple(one.track for one in answer.detections) for answer, _ in marked]
+    assert len(set(numbers)) == 1
+    assert set(numbers[0]) == {track.id for track in tracker.tracks()}
+    assert all(one.track is None for one in answers[0].detections)
