@@ -58,8 +58,7 @@ class Server:
         (application,) = self.config.applications
         application.args["watch_s"] = 0.3
         (self.server,) = application.deployments
-        self.server.autoscaling_config = None
-        self.server.num_replicas = 2
+        self.server.autoscaling_config |= {"min_replicas": 2, "max_replicas": 2}  # by our policy, to which nothing else is left
         self.server.ray_actor_options.num_cpus = 0.5
 
     def deploy(self) -> None:
@@ -203,6 +202,18 @@ def test_broken_versions_are_refused_under_load_and_told(server) -> None:
         server.registry.promote("grid", "2")
         wait_until(lambda: set(refusals()) == {""})
     assert httpx.get(f"{server.url}/healthz", timeout=60).json()["models"] == ["grid@2", "other@1"]
+
+
+def test_the_log_of_a_replica_has_each_request_and_nothing_of_what_was_sent(server: Server) -> None:
+    import ray
+
+    with httpx.Client(timeout=60) as client:
+        number = server.detect(client).headers["X-Request-ID"]
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+    lines = [line for file in logs.glob("replica_*.log") for line in file.read_text().splitlines() if number in line]
+    assert len(lines) == 1
+    assert "POST /v1/detect 200" in lines[0]
+    assert "sample_rate" not in lines[0]
 
 
 def test_a_change_of_user_config_counts_without_a_restart(server, ray_cluster) -> None:

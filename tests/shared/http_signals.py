@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from fastapi.testclient import TestClient
 from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ
 from PIL import Image
 
@@ -21,6 +22,11 @@ def tone(chunks: float = 1.0, seed: int = 0, low: float = 0.1) -> np.ndarray:
     place = np.arange(count)
     burst = np.where(place % CHUNK_SAMPLES < CHUNK_SAMPLES // 2, 0.5, 0) * np.exp(2j * np.pi * 0.2 * place)
     return (noise + burst).astype(np.complex64)
+
+
+def local_client(app) -> TestClient:
+    """A client that asks as one on this machine does; to be opened with `with`."""
+    return TestClient(app, "http://127.0.0.1", headers={"Host": "127.0.0.1"})  # its WebSockets take no base URL
 
 
 IQ = {"datatype": "cf32_le", "sample_rate": SAMPLE_RATE_HZ, "center_frequency": 2.44e9}

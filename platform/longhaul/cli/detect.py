@@ -103,17 +103,24 @@ def detect(
       longhaul detect capture.sigmf --stream --deadline-ms 1000 --json answers.json
     """
     from longhaul.serving.client import Longhaul
+    from longhaul.signals.recording import open_recording
 
     console = Console(highlight=False, soft_wrap=True)
     with Longhaul(url, _token(token_file), patience_s=_PATIENCE_S) as server:
+        _check_writable("--json", json_file)
         if file.suffix == ".png":
             found = _of_tile(server, file, question)
             _print(console, found)
-        else:
-            found = _of_recording(server, file, question, stream=stream, out=out, console=console)
-    if json_file is not None:
-        _write_json(json_file, found)
-        console.print(f"answers written to {escape(str(json_file))}")
+            _keep(json_file, found, console)
+            return
+        picture = out or file.with_name(f"{_name(file)}.detections.png")
+        with open_recording(file) as recording:
+            _check_writable("--out", picture)
+            found = _ask(server, recording, question, stream=stream, console=console)
+            _print(console, found, recording.center_hz is None)
+            _keep(json_file, found, console)  # first, as drawing can fail and asking costs
+            _draw(picture, recording, found, question)
+    console.print(f"drawn to {escape(str(picture))}")
 
 
 def _of_tile(server: Longhaul, file: Path, question: Question) -> _Found:
@@ -121,24 +128,13 @@ def _of_tile(server: Longhaul, file: Path, question: Question) -> _Found:
     return _Found(answer.chunks, ())
 
 
-def _of_recording(
-    server: Longhaul, file: Path, question: Question, *, stream: bool, out: Path | None, console: Console
-) -> _Found:
-    """Ask, print, draw."""
+def _draw(picture: Path, recording: Recording, found: _Found, question: Question) -> None:
     from longhaul.insight.detections import draw_detections
-    from longhaul.signals.recording import open_recording
-    from longhaul.storage import Storage
 
-    picture = out or file.with_name(f"{_name(file)}.detections.png")
-    with open_recording(file) as recording:
-        found = _ask(server, recording, question, stream=stream, console=console)
-        marks = _marks(found, question.start_s)
-        _print(console, found, recording.center_hz is None)
-        note = "some models are missing" if any(chunk.degraded for chunk in found.chunks) else ""
-        png = draw_detections(recording, marks, start_s=question.start_s, duration_s=question.duration_s, note=note)
-        Storage.open(picture.parent).write_bytes(picture.name, png)
-    console.print(f"drawn to {escape(str(picture))}")
-    return found
+    marks = _marks(found, question.start_s)
+    note = "some models are missing" if any(chunk.degraded for chunk in found.chunks) else ""
+    png = draw_detections(recording, marks, start_s=question.start_s, duration_s=question.duration_s, note=note)
+    _write("--out", picture, png)
 
 
 def _ask(server: Longhaul, recording: Recording, question: Question, *, stream: bool, console: Console) -> _Found:
@@ -285,23 +281,51 @@ def _doubtful(chunks: Sequence[ChunkAnswer]) -> Iterator[Any]:
 
 def _token(file: Path | None) -> str | None:
     if file is None:
-        return os.environ.get("LONGHAUL_TOKEN") or None
+        return os.environ.get("LONGHAUL_TOKEN", "").strip() or None
+    fix = "Name a file that holds the token"
     try:
-        return file.read_text(encoding="utf-8").strip()
+        token = file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise UserError(f"--token-file {file}: {error.strerror}", "Name a file that holds the token") from None
+        raise UserError(f"--token-file {file}: {error.strerror}", fix) from None
+    except UnicodeDecodeError:
+        raise UserError(f"--token-file {file}: is no text", fix) from None
+    if not token:
+        raise UserError(f"--token-file {file}: is empty", fix)
+    return token
 
 
 def _name(file: Path) -> str:
     return file.stem if file.suffix.startswith(".sigmf") else file.name
 
 
-def _write_json(path: Path, found: _Found) -> None:
+def _keep(path: Path | None, found: _Found, console: Console) -> None:
+    """Write the answers, if they are wanted."""
+    if path is None:
+        return
     content = {
         "chunks": [chunk.model_dump(mode="json") for chunk in found.chunks],
         "tracks": [track.model_dump(mode="json") for track in found.tracks],
     }
+    _write("--json", path, (json.dumps(content, indent=1) + "\n").encode())
+    console.print(f"answers written to {escape(str(path))}")
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Refuse a path that cannot be written before anybody is asked; folders that are not there yet are made later."""
+    if path is None:
+        return
+    folder = next((above for above in path.absolute().parents if above.exists()), Path("/"))
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "is a folder" if path.is_dir() else f"nothing can be written in {folder}"
+        raise UserError(f"{option} {path}: {reason}", f"Give a file in a folder that you can write, with {option}")
+
+
+def _write(option: str, path: Path, content: bytes) -> None:
+    from longhaul.storage import Storage
+
     try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Storage.open(path.parent).write_bytes(path.name, content)
     except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror}", "Give a path in a folder that you can write") from None
+        raise UserError(
+            f"{option} {path}: {error.strerror or error}", f"Give a file in a folder that you can write, with {option}"
+        ) from None

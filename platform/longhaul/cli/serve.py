@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from longhaul.errors import UserError
+
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
@@ -68,8 +70,9 @@ def serve(
     from longhaul.serving.proxy_mode import faster_proxy
 
     console = Console(highlight=False, soft_wrap=True)
+    listening = _host_of(config, host)
     starts = find_gcs(address or os.environ.get("RAY_ADDRESS") or None) is None
-    with faster_proxy() if starts else contextlib.nullcontext():  # before anything imports ray.serve
+    with faster_proxy(listening) if starts else contextlib.nullcontext():  # before anything imports ray.serve
         from longhaul.serving import deployment
 
         def read() -> tuple[ServeDeploySchema, list[Manifest]]:
@@ -86,6 +89,25 @@ def serve(
             return change[0] if change else None
 
         _run(settings, manifests, renewed, address, console)
+
+
+def _host_of(config: Path, host: str | None) -> str:
+    """The address to listen on, for what is decided before Ray can be imported; the rest of the config is checked later.
+
+    Raises:
+        UserError: there is no such config.
+    """
+    import yaml
+
+    if not config.is_file():
+        raise UserError(
+            f"config {config}: there is no such file",
+            "Start in Longhaul's checkout, or name its serve_configs/local.yaml, or a copy, with --config",
+        )
+    given = None
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError, AttributeError):
+        given = yaml.safe_load(config.read_text()).get("http_options", {}).get("host")
+    return host or str(given or "127.0.0.1")
 
 
 def _run(
@@ -130,8 +152,7 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 def _announce(settings: ServeDeploySchema, manifests: list[Manifest], console: Console) -> None:
     options = settings.http_options
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
-    url = f"http://{shown}:{options.port}{options.root_path}"
+    url = f"http://{_reachable(options.host)}:{options.port}{options.root_path}"
     table = Table("model", "version", "task", "classes", "on the test split", title=f"Serving at {url}")
     for manifest in manifests:
         signature = manifest.signature
@@ -142,6 +163,13 @@ def _announce(settings: ServeDeploySchema, manifests: list[Manifest], console: C
     console.print(f"health  {url}/healthz")
     console.print(_example(url, manifests))
     console.print(f"stop    Ctrl-C, or kill {os.getpid()}")
+
+
+def _reachable(host: str) -> str:
+    """The host of an address that a client of this machine can use."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _example(url: str, manifests: list[Manifest]) -> str:

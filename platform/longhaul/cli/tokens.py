@@ -35,9 +35,8 @@ def new(
     """
     from longhaul.serving.http.tokens import TokenFile, new_token
 
-    known = TokenFile.read(file) if file.exists() else TokenFile()
     secret, entry = new_token(name, scope or ["predict"])
-    known.with_entry(entry).write(file)
+    TokenFile.change(file, lambda known: known.with_entry(entry), create=True)
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"token {escape(name)} ({', '.join(entry.scopes)}) is in {escape(str(file))}; it is shown this once:"
     )
@@ -69,5 +68,5 @@ def revoke(
     """
     from longhaul.serving.http.tokens import TokenFile
 
-    TokenFile.read(file).without(name).write(file)
+    TokenFile.change(file, lambda known: known.without(name))
     Console(highlight=False, soft_wrap=True).print(f"token {escape(name)} is no longer in {escape(str(file))}")

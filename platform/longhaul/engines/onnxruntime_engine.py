@@ -22,6 +22,8 @@ from longhaul.engines.inference import (
 from longhaul.errors import IntegrityError
 from longhaul.workloads.base import Signature, TensorSpec
 
+_Sessions = dict[int | None, onnxruntime.InferenceSession]
+
 
 class OnnxRuntimeEngine:
     """An `onnxruntime.InferenceSession` for each file.
@@ -45,20 +47,21 @@ class OnnxRuntimeEngine:
     def __init__(self, models: Mapping[int | None, Path], signature: Signature, *, max_batch: int, threads: int) -> None:
         self._input = only_input(signature)
         self._outputs = [output.name for output in signature.outputs]
-        self._sessions = {size: _session(file, signature, self._input, size, threads) for size, file in models.items()}
+        self._sessions: _Sessions = {size: _session(file, signature, self._input, size, threads) for size, file in models.items()}
         self._sizes = tuple(sorted(size for size in models if size is not None))
         self.max_batch = max(self._sizes, default=max_batch)
 
     def infer(self, batch: Array | Tensor) -> dict[str, Array]:
         """See `InferenceEngine.infer`."""
         check_batch(batch, self._input, self.max_batch)
-        if not self._sessions:
+        sessions = self._sessions  # as they are now: `close` may come in the middle, and this batch still gets its answer
+        if not sessions:
             raise EngineClosed
         array = batch.detach().cpu().numpy() if isinstance(batch, Tensor) else batch
         array = np.ascontiguousarray(array, dtype=self._input.dtype)
         if not self._sizes:
-            return self._run(None, array)
-        parts = [self._piece(array, piece) for piece in least_padding(len(array), self._sizes)]
+            return self._run(sessions[None], array)
+        parts = [self._piece(sessions, array, piece) for piece in least_padding(len(array), self._sizes)]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def warm_up(self) -> None:
@@ -69,15 +72,16 @@ class OnnxRuntimeEngine:
         """See `InferenceEngine.close`."""
         self._sessions = {}
 
-    def _piece(self, array: Array, piece: Piece) -> dict[str, Array]:
+    def _piece(self, sessions: _Sessions, array: Array, piece: Piece) -> dict[str, Array]:
         samples = array[piece.start : piece.start + piece.count]
         if piece.count == piece.size:
-            return self._run(piece.size, samples)
+            return self._run(sessions[piece.size], samples)
         padding = np.zeros((piece.size - piece.count, *self._input.shape), self._input.dtype)
-        return {name: values[: piece.count] for name, values in self._run(piece.size, np.concatenate([samples, padding])).items()}
+        whole = self._run(sessions[piece.size], np.concatenate([samples, padding]))
+        return {name: values[: piece.count] for name, values in whole.items()}
 
-    def _run(self, size: int | None, array: Array) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._sessions[size].run(self._outputs, {self._input.name: array}), strict=True))
+    def _run(self, session: onnxruntime.InferenceSession, array: Array) -> dict[str, Array]:
+        return dict(zip(self._outputs, session.run(self._outputs, {self._input.name: array}), strict=True))
 
 
 def _session(model: Path, signature: Signature, spec: TensorSpec, size: int | None, threads: int) -> onnxruntime.InferenceSession:

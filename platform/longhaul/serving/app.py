@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.common import ReplicaState
+from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
@@ -25,7 +27,7 @@ from longhaul.serving.autoscaling import BUSY, MISSED, SHED
 from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.streams import Streams
-from longhaul.serving.updates import RegistryWatch
+from longhaul.serving.updates import RegistryWatch, check_candidates
 
 _LOOK_FOR_STOP_S = 1.0
 _log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class ModelServer:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through, on the event loop that requests are answered on."""
+        _log_with_serve()
         arguments = self._arguments
         torch.set_num_threads(arguments.threads)
         registry = Registry(arguments.registry)
@@ -132,17 +135,20 @@ def build(args: dict[str, Any]) -> serve.Application:
     there, before any replica starts, and the names are fixed to versions there.
 
     Raises:
-        UserError: an argument is wrong, the registry is empty, a model is not in it, or others can reach the address and there
-            is no token file.
+        UserError: an argument is wrong, the registry is empty, a model is not in it, a candidate's model is not served, or
+            others can reach the address and there is no token file.
         IntegrityError: a manifest is damaged.
     """
     given = ServeArguments.parse(args)
     registry = given.open_registry()
-    models = [f"{manifest.name}@{manifest.version}" for manifest in choose(registry, given.models)]
+    manifests = choose(registry, given.models)
+    check_candidates(given.candidates, sorted({manifest.name for manifest in manifests}))
+    models = [f"{manifest.name}@{manifest.version}" for manifest in manifests]
     arguments = given.for_host(listening_host()).model_copy(update={"registry": registry.uri})
     deployment = serve.deployment(
-        max_ongoing_requests=16,
-        max_queued_requests=64,
+        # What Serve holds back, no forecast sees and no deadline ends; the replica itself refuses what it cannot answer in time.
+        max_ongoing_requests=64,  # streams among them, 16 by default
+        max_queued_requests=32,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_period_s=10,
         health_check_timeout_s=30,
@@ -172,6 +178,20 @@ def _warn_of_crowding(catalog: Catalog, threads: int) -> None:
     cores = float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
     if warning := warn_of_crowding(on_cpu, threads, cores):
         _log.warning("%s", warning)
+
+
+def _log_with_serve() -> None:
+    """What this package logs goes to the replica's own file, and at once; nothing else would handle it in a replica.
+
+    Serve's handlers gather up to a thousand lines before they write: the files behind them are taken.
+    """
+    ours = logging.getLogger("longhaul")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    for handler in logging.getLogger(SERVE_LOGGER_NAME).handlers:
+        target = handler.target if isinstance(handler, MemoryHandler) else handler
+        if target is not None and target not in ours.handlers:
+            ours.addHandler(target)
 
 
 async def _end_streams(streams: Streams, context: serve.context.ReplicaContext) -> None:

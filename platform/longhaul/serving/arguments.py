@@ -30,7 +30,8 @@ class ServeArguments(LoadSettings):
             Ray node has it; else it is looked up where that node was started (not where the config lies).
         models: `name` (its `prod` alias is followed) or `name@version`; all that the registry has if left out.
         watch_s: seconds between two looks at the registry; 0 only looks when it is asked to (`POST /v1/admin/update`).
-        candidates: model -> version that sees a share of the traffic; in place of the registry's alias `shadow`.
+        candidates: model -> version that sees a share of the traffic; in place of the registry's alias `shadow`. A model that
+            stays at a version can have one too; a name that is not served is refused.
         api: tokens, limits, roots.
     """
 
@@ -83,7 +84,7 @@ class LiveSettings(BaseModel):
 
     Attributes:
         ensemble: deadline, thresholds, worth of models, shedding.
-        shadow: how candidates are compared; counts for those that are loaded from then on.
+        shadow: how candidates are compared, those that run included.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

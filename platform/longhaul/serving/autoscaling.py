@@ -51,10 +51,11 @@ class Load:
 
     Attributes:
         replicas: that run.
-        requests: in work or waiting, in all replicas together.
+        requests: in work or waiting, in all replicas together. Behind HAProxy, Serve counts those alone that a replica has let
+            in (up to its `max_ongoing_requests`), not those that wait before it.
         busy: share of the time in which engines ran, mean over replicas.
         missed: share of answers that missed their deadline, mean over replicas.
-        shed: models that are left out, in all replicas together.
+        shed: models that are left out, in all replicas together; without requests they do not count.
         since_growth_s: since replicas were added; infinite if they never were.
     """
 
@@ -83,7 +84,8 @@ def desired_replicas(load: Load, settings: PolicySettings, least: int, most: int
 
 def _by_misses(load: Load, settings: PolicySettings) -> int:
     """At least so many for the deadlines' sake; 0 if there is nothing to say."""
-    short = load.missed > settings.missed or load.shed > 0
+    missing = load.shed > 0 and load.requests > 0  # a request brings models back: without any, nobody misses what is left out
+    short = load.missed > settings.missed or missing
     if not short:
         return load.replicas if load.missed > settings.missed / 2 else 0
     if load.busy < settings.busy or load.since_growth_s < settings.settle_s:

@@ -91,6 +91,9 @@ class Batcher:
     def _run(self, parts: Sequence[Tensor]) -> list[Outputs]:
         """On the engine's thread: one batch, and what belongs to each part of it."""
         outputs = self._engine.infer(torch.cat(list(parts)) if len(parts) > 1 else parts[0])
+        samples = sum(map(len, parts))
+        if wrong := {name: len(values) for name, values in outputs.items() if len(values) != samples}:
+            raise ValueError(f"the engine answered to {samples} samples with other numbers of rows: {wrong}")
         ends = np.cumsum([len(part) for part in parts])[:-1]
         rows = {name: np.split(values, ends) for name, values in outputs.items()}
         return [{name: split[number] for name, split in rows.items()} for number in range(len(parts))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import itertools
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longhaul.engines.inference import only_input
 from longhaul.errors import UserError
 from longhaul.export.manifest import Manifest
 from longhaul.export.registry import Registry, split_reference
@@ -22,7 +20,16 @@ from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.shadow import Shadow
 from longhaul.serving.loading import EngineKind, make_engine
 from longhaul.serving.refusals import UnknownModel
-from longhaul.serving.served import DETECTION, SERVED_TASKS, Served, ServedClassifier, ServedDetector
+from longhaul.serving.served import (
+    CHECK_S,
+    DETECTION,
+    SERVED_TASKS,
+    Served,
+    ServedClassifier,
+    ServedDetector,
+    check_within,
+)
+from longhaul.serving.shared_tiles import check_candidate, shared_tiles
 
 if TYPE_CHECKING:  # it imports this file
     from longhaul.serving.updates import RegistryWatch
@@ -142,8 +149,9 @@ class Catalog:
         name = candidate.manifest.name
         if self.ensemble is None or name not in {member.name for member in self.ensemble.members}:
             raise UserError(f"model {name}: nothing to compare its candidate with", "Serve a version of it first")
-        check_tiles([*self._detectors(), candidate])
+        check_candidate(candidate, self._detectors(), self.ensemble.tiles)
         self.drop_shadow(name)
+        shadow.ensemble = self._settings
         self.shadows[name] = shadow
         self._candidates[name] = candidate
         self.ensemble.observers.append(shadow)
@@ -162,6 +170,8 @@ class Catalog:
         self._settings = settings
         if self.ensemble is not None:
             self.ensemble.configure(settings)
+        for shadow in self.shadows.values():
+            shadow.ensemble = settings
 
     @property
     def problem(self) -> str:
@@ -170,13 +180,16 @@ class Catalog:
             return "no model is loaded"
         return "; ".join(map(_complaint, self._failures()))
 
-    async def check(self) -> None:
+    async def check(self, within_s: float = CHECK_S) -> None:
         """Run every engine once. One detector that fails is told in its `failure`; the others still answer.
+
+        Args:
+            within_s: an engine that has not answered then has failed.
 
         Raises:
             RuntimeError: a classifier failed, or every detector did: then another replica answers better.
         """
-        await asyncio.gather(*(model.check() for model in self.models()), return_exceptions=True)
+        await asyncio.gather(*(check_within(model, within_s) for model in self.models()), return_exceptions=True)
         for model in self.models():
             if model.failure:
                 _log.warning(_complaint(model))
@@ -197,8 +210,15 @@ class Catalog:
         if self.ensemble is None:
             self.ensemble = make_ensemble([served], self._settings, self._device)
             return
-        check_tiles([*(other for other in self._detectors() if other.manifest.name != served.manifest.name), served])
-        self.ensemble.replace(served.member())
+        others = [other for other in self._detectors() if other.manifest.name != served.manifest.name]
+        tiles = shared_tiles([served, *others], self.ensemble.tiles)
+        self.ensemble.replace(served.member(), tiles)
+        for name, candidate in list(self._candidates.items()):
+            try:
+                check_candidate(candidate, [served, *others], tiles)
+            except UserError as error:
+                _log.warning("%s; it is compared no more", error)
+                self.drop_shadow(name)
 
     def _defaults(self) -> list[Served]:
         return [next(iter(versions.values())) for _, versions in sorted(self._models.items())]
@@ -226,36 +246,8 @@ def make_ensemble(detectors: Sequence[ServedDetector], settings: EnsembleSetting
     Raises:
         UserError: two of them need different tiles; names both.
     """
-    check_tiles(detectors)
-    tiles = next((detector.tiles for detector in detectors if detector.tiles is not None), None)
-    return Ensemble([detector.member() for detector in detectors], tiles, settings, device=device)
-
-
-def check_tiles(detectors: Sequence[ServedDetector]) -> None:
-    """Refuse detectors that look at different tiles: the signal is turned into tiles once for all of them.
-
-    A detector that was trained on pictures of unknown make takes the others' tiles, if they have its size.
-
-    Raises:
-        UserError: names two that differ, and in what.
-    """
-    for first, second in itertools.combinations(detectors, 2):
-        if difference := _difference(first, second):
-            problem = f"models {first.manifest.name} and {second.manifest.name} cannot share one spectrogram: {difference}"
-            raise UserError(problem, "Train both on the same tiles, or serve them in two applications")
-
-
-def _difference(first: ServedDetector, second: ServedDetector) -> str:
-    """What separates the tiles of two detectors; empty if nothing does."""
-    shapes = [only_input(detector.manifest.signature).shape for detector in (first, second)]
-    if shapes[0] != shapes[1]:
-        return f"inputs of {shapes[0]} and {shapes[1]}"
-    if first.tiles is None or second.tiles is None:
-        return ""
-    if first.tiles.chunk_s != second.tiles.chunk_s:
-        return f"chunks of {first.tiles.chunk_s:g} s and {second.tiles.chunk_s:g} s"
-    one, other = first.tiles.front_end.model_dump(), second.tiles.front_end.model_dump()
-    return "; ".join(f"{name} {value} and {other[name]}" for name, value in one.items() if value != other[name])
+    members = [detector.member() for detector in detectors]
+    return Ensemble(members, shared_tiles(detectors), settings, device=device)
 
 
 def choose(registry: Registry, wanted: Sequence[str] = ()) -> list[Manifest]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from longhaul.errors import LonghaulError, UserError
 
 _BUSY = (429, 503)
+_LOST = (500, 502, 503)  # in a proxy's words, without a problem: its replica is gone
 _LEAST_WAIT_S = 0.1
 
 
@@ -73,23 +75,52 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
 def from_problem(status: int, problem: Mapping[str, Any], retry_after_s: float | None) -> Refused:
     """A problem's fields as an exception; the header `Retry-After` counts before the problem's own word."""
     said = problem.get("retry_after_s")
-    if retry_after_s is None and isinstance(said, (int, float)):
+    if retry_after_s is None and isinstance(said, (int, float)) and math.isfinite(said) and said >= 0:
         retry_after_s = float(said)
     kind = str(problem.get("type", "")).rpartition(":")[2]
     return Refused(status, str(problem.get("title", "")), str(problem.get("detail", "")), kind, retry_after_s)
 
 
-def wait_or_raise(refused: Refused, until: float) -> None:
-    """Sleep for as long as the server wants; raises where it does not say, or where that is past `until` (monotonic)."""
-    if refused.status not in _BUSY or refused.retry_after_s is None:
-        raise refused
-    wait_s = max(refused.retry_after_s, _LEAST_WAIT_S)
-    if time.monotonic() + wait_s > until:
-        raise refused
-    time.sleep(wait_s)
+class Attempts:
+    """How often one request is sent: while a busy server asks for patience, and once more where its connection broke.
+
+    A replica that dies takes what it has in work with it, and no proxy can hide that. Detection changes nothing, so the
+    same may be asked again.
+
+    Args:
+        patience_s: how long in all a busy server is asked again.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._until = time.monotonic() + patience_s
+        self._broken = False
+
+    def refused(self, refused: Refused) -> None:
+        """Wait for as long as a busy server wants, or a moment where a proxy lost its replica; raises where that is of no use."""
+        if refused.status in _BUSY and refused.retry_after_s is not None:
+            wait_s = max(refused.retry_after_s, _LEAST_WAIT_S)
+            if time.monotonic() + wait_s > self._until:
+                raise refused from None
+            time.sleep(wait_s)
+        elif refused.status in _LOST and not refused.kind:
+            self.broke(refused)
+        else:
+            raise refused from None
+
+    def broke(self, error: LonghaulError) -> None:
+        """Wait a moment before the one repetition after a connection that broke; raises the error the second time."""
+        if self._broken:
+            raise error from None
+        self._broken = True
+        time.sleep(_LEAST_WAIT_S)
 
 
 def unreachable(url: str, error: Exception) -> Unreachable:
     """Nobody could be spoken to."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return Unreachable(f"{url}: nobody answers ({reason})", "Start it with `longhaul serve`, or give its address")
+
+
+def not_ours(url: str, reason: str) -> Unreachable:
+    """Something answers, and it is no Longhaul server."""
+    return Unreachable(f"{url}: answered with something else than a Longhaul server does ({reason})", "Give a server's address")

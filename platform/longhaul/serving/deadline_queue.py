@@ -9,9 +9,10 @@ All times are the running event loop's (`loop.time()`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 
 PATIENCE_S = 1.0
 """A job without a deadline takes its turn as if it were due so long after it came, and is never given up."""
+_SHORT_S = 1e-9  # for what is not known yet
+_SAME_RATE = 0.999  # two batches whose rates differ by less are as good as one another: the larger goes
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,9 @@ class DeadlineQueue(Generic[Job, Result]):
     by what batches of that size have taken so far. A job that would be late in any case goes only when nothing else waits: else,
     under overload, each would begin just before its deadline and none would keep it.
 
+    Where not all that waits can be in time, the batch with the most work a second goes, which may pass over the most urgent: one
+    that has just the time to run alone would forbid company, the next one likewise, and batches would stay small for ever.
+
     Args:
         work: jobs -> a result each; called on the thread, with sizes of `largest` at most in sum.
         largest: the most that one batch takes.
@@ -81,6 +87,7 @@ class DeadlineQueue(Generic[Job, Result]):
         self._worker: asyncio.Task[None] | None = None
         self._running: tuple[float, int] | None = None
         self._closed = False
+        self._last: Future[None] | None = None
         self.times = BatchTimes()
 
     async def run(self, job: Job, size: int = 1, *, deadline: float | None = None) -> Result:
@@ -114,6 +121,14 @@ class DeadlineQueue(Generic[Job, Result]):
             if entry in self._waiting:  # who asked has left: behind a thread that hangs, such jobs would pile up
                 self._waiting.remove(entry)
 
+    def start(self, warm_up: Callable[[], None] | None = None) -> Future[None]:
+        """Begin the thread, and run `warm_up` on it before jobs that come later; its time is not learned. From any thread.
+
+        Returns:
+            Done when that is done.
+        """
+        return self._thread.submit(warm_up or _nothing)
+
     def expected_s(self, size: int) -> float:
         """When a new job of this size would be done, in seconds from now; call it on the event loop."""
         now = asyncio.get_running_loop().time()
@@ -142,13 +157,12 @@ class DeadlineQueue(Generic[Job, Result]):
             loop = entry.answer.get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_fail, entry.answer, QueueClosed("closed while the work waited"))
-        try:
-            last = self._thread.submit(lambda: None)
-        except RuntimeError:  # closed before
-            return True
+        with contextlib.suppress(RuntimeError):  # closed before: that has left what to wait for
+            self._last = self._thread.submit(_nothing)
         self._thread.shutdown(wait=False)
         try:
-            last.result(wait_s)
+            if self._last is not None:
+                self._last.result(wait_s)
         except StillRunning:
             _log.warning("%s: still busy %g s after it was closed", self._name, wait_s)
             return False
@@ -186,10 +200,30 @@ class DeadlineQueue(Generic[Job, Result]):
         return batch
 
     def _gather(self, candidates: list[_Waiting[Job, Result]], now: float) -> list[_Waiting[Job, Result]]:
-        """The most urgent one, and what fits in with it: `candidates` by urgency."""
+        """The next batch of `candidates`, which are sorted by urgency."""
+        first = self._from(candidates, now)
+        if self._rest_follows(candidates, first, now):
+            return first
+        best, most = first, self._rate(_size(first))
+        rates = {size: self._rate(size) for size in range(1, self._largest + 1)}
+        ideal = max(size for size, rate in rates.items() if rate >= _SAME_RATE * max(rates.values()))
+        for start in range(1, len(candidates)):
+            if _size(best) == ideal or candidates[start - 1].deadline is None:
+                break  # nothing does more; and a patient one whose turn has come is not passed over
+            batch = self._from(candidates[start:], now)
+            rate = self._rate(_size(batch))
+            larger = _size(batch) > _size(best)
+            if rate * _SAME_RATE > most or (larger and rate > most * _SAME_RATE):
+                best, most = batch, max(rate, most)
+        return best
+
+    def _from(self, candidates: Sequence[_Waiting[Job, Result]], now: float) -> list[_Waiting[Job, Result]]:
+        """The most urgent one, and what fits in with it."""
         batch: list[_Waiting[Job, Result]] = []
         size, due = 0, float("inf")
         for entry in candidates:
+            if batch and (size == self._largest or now + self.times.seconds(size + 1) > due):
+                break  # not even the smallest
             together = size + entry.size
             earliest = due if entry.deadline is None or self._late(entry, now) else min(due, entry.deadline)
             if batch and (together > self._largest or now + self.times.seconds(together) > earliest):
@@ -197,6 +231,24 @@ class DeadlineQueue(Generic[Job, Result]):
             batch.append(entry)
             size, due = together, earliest
         return batch
+
+    def _rest_follows(
+        self, candidates: Sequence[_Waiting[Job, Result]], first: Sequence[_Waiting[Job, Result]], now: float
+    ) -> bool:
+        """Whether all others are in time if they go in batches as they come after the first one."""
+        chosen = {entry.number for entry in first}
+        rest = [entry for entry in candidates if entry.number not in chosen]
+        after = now + self.times.seconds(_size(first))
+        while rest:
+            batch = rest[: _fitting(rest, self._largest)]
+            after += self.times.seconds(_size(batch))
+            if any(entry.deadline is not None and entry.deadline < after for entry in batch):
+                return False
+            rest = rest[len(batch) :]
+        return True
+
+    def _rate(self, size: int) -> float:
+        return size / max(self.times.seconds(size), _SHORT_S)
 
     def _late(self, entry: _Waiting[Job, Result], now: float) -> bool:
         return entry.hopeless(now, self.times.seconds(entry.size))
@@ -212,6 +264,24 @@ class DeadlineQueue(Generic[Job, Result]):
         if entry in self._waiting:
             self._waiting.remove(entry)
             _fail(entry.answer, DeadlinePassed("not begun at the deadline"))
+
+
+def _size(batch: Sequence[_Waiting[Job, Result]]) -> int:
+    return sum(entry.size for entry in batch)
+
+
+def _fitting(entries: Sequence[_Waiting[Job, Result]], largest: int) -> int:
+    """How many of them, in order, one batch takes; one at least."""
+    number, size = 0, 0
+    for entry in entries:
+        size += entry.size
+        if number and size > largest:
+            break
+        number += 1
+    return number
+
+
+def _nothing() -> None: ...
 
 
 def _fail(answer: asyncio.Future[Result], error: BaseException) -> None:

@@ -93,6 +93,14 @@ class Forbidden(Refusal):
     title = "The token does not allow this"
 
 
+class ForeignSite(Refusal):
+    """The server is open because only this machine reaches it, and the request is another site's."""
+
+    status = 403
+    slug = "foreign-site"
+    title = "The server answers this machine only"
+
+
 class BodyTooLarge(Refusal):
     """The body has more bytes, or the signal more samples or tiles, than one request may bring."""
 

@@ -19,10 +19,15 @@ from longhaul.serving.batching import Batcher, Outputs
 from longhaul.serving.busy_time import BusyTime
 from longhaul.serving.classifier import Classifier, ImageLimits, Prediction
 from longhaul.serving.detection.members import Member
+from longhaul.serving.detection.merging import suppress
 from longhaul.signals.tile_folder import TileSettings
 
 CLASSIFICATION, DETECTION = "classification", "detection"
 SERVED_TASKS = (CLASSIFICATION, DETECTION)
+CHECK_S = 20.0
+"""How long a check may take; less than `health_check_timeout_s` of a Serve config, after which Serve asks no more questions."""
+_DRAWN = 0
+"""Seed of the tile that checks look at."""
 
 
 class Served(Protocol):
@@ -44,7 +49,7 @@ class Served(Protocol):
     def busy(self) -> BusyTime: ...
 
     async def check(self) -> None:
-        """Run the engine on zeros, behind the requests that wait; `failure` says how it went.
+        """Run the engine once, behind the requests that wait; `failure` says how it went.
 
         Raises:
             Exception: whatever the engine raised.
@@ -54,6 +59,21 @@ class Served(Protocol):
     def close(self) -> None:
         """End the model's thread and give back its engine, though somebody may still hold the model."""
         ...
+
+
+async def check_within(model: Served, seconds: float) -> None:
+    """`model.check()`; an engine that hangs has failed, and keeps nobody else waiting.
+
+    Raises:
+        RuntimeError: it has not answered by then; `failure` says so.
+        Exception: as `Served.check`.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await model.check()
+    except TimeoutError:
+        model.failure = f"no answer to a check within {seconds:g} s"
+        raise RuntimeError(model.failure) from None
 
 
 class Runner:
@@ -168,6 +188,8 @@ class ServedDetector:
         self.engine = engine
         self.failure = ""
         self.tiles, rates = _tiles(manifest)
+        shape = only_input(manifest.signature).shape
+        self._noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(_DRAWN))
         self._runner = Runner(engine)
         self._member = Member(
             name=manifest.name,
@@ -187,11 +209,12 @@ class ServedDetector:
         return self._member
 
     async def check(self) -> None:
-        """See `Served.check`."""
+        """See `Served.check`; on noise, since on an empty tile a detector that is wrong may say nothing."""
         try:
-            outputs = _only(await self._runner.infer(_zeros(self.manifest), deadline=None))
+            outputs = await self._runner.infer(self._noise, deadline=None)
             if not all(np.isfinite(values).all() for values in outputs.values()):
                 raise RuntimeError("the model answered with a number that is not finite")
+            suppress(outputs, self.manifest.signature.classes, score=0.0, iou=0.5)  # as an answer will, down to the last box
         except Exception as error:
             self.failure = _story(error)
             raise

@@ -22,6 +22,11 @@ from sigmf.validate import validate
 from longhaul.errors import UserError
 
 META, DATA, ARCHIVE, COLLECTION = ".sigmf-meta", ".sigmf-data", ".sigmf", ".sigmf-collection"
+_INTEGERS = {
+    "global": ("core:num_channels", "core:offset", "core:trailing_bytes"),
+    "captures": ("core:sample_start", "core:header_bytes", "core:global_index"),
+    "annotations": ("core:sample_start", "core:sample_count"),
+}
 _COMPRESSED = (".sigmf.gz", ".sigmf.xz", ".sigmf.zip")
 
 
@@ -80,7 +85,7 @@ def _in_archive(path: Path) -> Source:
                 )
             reader = archive.extractfile(metas[0])
             meta = reader.read() if reader else b""
-    except tarfile.TarError as error:
+    except (tarfile.TarError, RecursionError, IndexError) as error:  # header after header, or one that is missing
         raise UserError(f"{path}: is not an uncompressed tar archive, or damaged ({error})", "Fetch or pack it anew") from error
     stem = metas[0].name.removesuffix(META)
     data = next((member for member in files if member.name == stem + DATA), None)
@@ -124,6 +129,7 @@ def read_metadata(raw: bytes, where: Path) -> tuple[dict[str, Any], list[str]]:
     rate = metadata["global"].get("core:sample_rate") if isinstance(metadata.get("global"), dict) else None
     if isinstance(rate, (int, float)) and not rate > 0:
         raise UserError(f"{where}: core:sample_rate is {rate}", "Give the rate in samples a second, above 0")
+    _make_whole(metadata)
     notes = [f"{part} are not in the order of core:sample_start" for part in ("captures", "annotations") if _sort(metadata, part)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of undeclared extensions, whose fields are not read
@@ -174,6 +180,18 @@ def _json(raw: bytes, where: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise UserError(f"{where}: holds no JSON object", "It needs the objects global, captures and annotations")
     return metadata
+
+
+def _make_whole(metadata: dict[str, Any]) -> None:
+    """Make integers of 8.0 and the like, which are integers to JSON Schema and as floats no count of bytes to Python."""
+    for part, fields in _INTEGERS.items():
+        entries = metadata.get(part)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not isinstance(entry, dict):
+                continue
+            for field in fields:
+                if isinstance(value := entry.get(field), float) and value.is_integer():
+                    entry[field] = int(value)
 
 
 def _sort(metadata: dict[str, Any], part: str) -> bool:

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from longhaul.engines.engine_module import EngineModule
-from longhaul.engines.inference import only_input
+from longhaul.engines.inference import EngineClosed, only_input
 from longhaul.engines.onnxruntime_engine import OnnxRuntimeEngine
 from longhaul.engines.torch_engine import TorchEngine
 from longhaul.errors import IntegrityError, UserError
@@ -186,6 +186,21 @@ def test_a_closed_engine_says_so(entry, onnx_engine) -> None:
             engine.infer(np.zeros((1, 3, 8, 8), np.float32))
         with pytest.raises(RuntimeError, match="the engine is closed"):
             engine.warm_up()
+
+
+def test_a_batch_that_has_begun_is_answered_though_the_engine_is_closed_meanwhile(signature, sized_models) -> None:
+    class Closing(Tensor):
+        """Closes the engine while it is being read."""
+
+        def detach(self) -> Tensor:
+            engine.close()
+            return super().detach()
+
+    engine = OnnxRuntimeEngine(sized_models(1, 4), signature, max_batch=4, threads=1)
+    batch = torch.ones(3, 1, 2, 2)
+    assert engine.infer(batch.as_subclass(Closing))["mean"].tolist() == [1.0] * 3
+    with pytest.raises(EngineClosed):
+        engine.infer(batch)
 
 
 def test_the_intra_op_threads_are_those_given_and_do_not_spin(entry) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from longhaul.serving.autoscaling import BUSY, MISSED, SHED, EnsemblePolicy, Load, PolicySettings, desired_replicas
+from longhaul.serving.http.settings import ApiSettings
 
 SETTINGS = PolicySettings(requests=4, hysteresis=0.3, missed=0.05, busy=0.5, growth=0.5, settle_s=45)
 loads = st.builds(
@@ -40,6 +43,8 @@ def desired(load: Load, least: int = 1, most: int = 100) -> int:
         (Load(4, 8, busy=0.9, missed=0.06), 5),
         (Load(4, 8, busy=0.9, missed=0.9), 6),
         (Load(4, 8, busy=0.9, shed=1), 5),
+        (Load(4, 0, shed=2), 1),  # a shed model comes back with a request, and there is none
+        (Load(4, 1, shed=2), 4),
         (Load(4, 0, busy=0.9, missed=0.03), 4),  # not enough to grow, too much to shrink
         (Load(4, 0, busy=0.9, missed=0.02), 1),
         (Load(4, 8, busy=0.2, missed=0.9), 4),  # too slow without any load: no replica helps
@@ -112,6 +117,29 @@ def test_ray_serve_asks_it_by_name_and_applies_its_own_delays() -> None:
     assert policy(context(aggregated_metrics=busy, last_scale_up_time=990.0))[0] == 2
     wrapped = _apply_autoscaling_config(policy)
     assert wrapped(context(total_num_requests=9.0))[0] == 2  # five seconds have not passed
+
+
+@pytest.mark.parametrize("requests", [0.0, 7.0, 500.0])
+def test_a_fixed_number_of_replicas_is_a_config_like_any_other(requests) -> None:
+    from ray.serve.autoscaling_policy import _apply_autoscaling_config
+    from ray.serve.config import AutoscalingConfig
+
+    config = AutoscalingConfig(min_replicas=2, max_replicas=2, upscale_delay_s=0, downscale_delay_s=0)
+    policy = _apply_autoscaling_config(EnsemblePolicy(requests=4))
+    wanting = {BUSY: {"a": 0.9}, MISSED: {"a": 0.9}, SHED: {"a": 1.0}}
+    for reported in ({}, wanting):
+        values = {"capacity_adjusted_min_replicas": 2, "capacity_adjusted_max_replicas": 2, "config": config}
+        assert policy(context(total_num_requests=requests, aggregated_metrics=reported, **values))[0] == 2
+
+
+@pytest.mark.parametrize("config", ["local", "aws"])
+def test_the_configs_let_requests_in_to_where_the_forecast_decides_with_room_beside_every_stream(config) -> None:
+    settings = yaml.safe_load((Path(__file__).parents[3] / "serve_configs" / f"{config}.yaml").read_text())
+    for application in settings["applications"]:
+        streams = ApiSettings.model_validate(application["args"].get("api", {})).streams.most
+        for deployment in application["deployments"]:
+            assert deployment["max_ongoing_requests"] - streams >= 48
+            assert deployment["max_ongoing_requests"] >= deployment["max_queued_requests"]
 
 
 def test_a_misspelt_setting_is_refused() -> None:

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.export.registry import Registry
 from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
+from longhaul.serving.detection.answers import Detection
+from longhaul.serving.detection.chunk import SignalChunk
+from longhaul.serving.detection.ensemble_settings import EnsembleSettings
+from longhaul.serving.detection.shadow import Shadow
 from longhaul.serving.refusals import UnknownModel
-from longhaul.serving.served import ServedClassifier
+from longhaul.serving.served import ServedClassifier, ServedDetector
 from longhaul.signals.front_end import FrontEnd
-from tests.shared.grid_detector import TILES, publish_grid_detector
+from tests.shared.grid_detector import SAMPLE_RATE_HZ, TILES, publish_grid_detector
+from tests.shared.held_engine import held_engine
 
 
 def names(manifests) -> list[str]:
@@ -155,6 +161,126 @@ def test_one_failing_detector_is_told_and_only_all_of_them_make_the_server_unrea
     with pytest.raises(RuntimeError, match=r"model grid version 1: .*; model other version 1: "):
         asyncio.run(catalog.check())
     catalog.close()
+
+
+def detector(registry, name: str = "grid", tiles=TILES, *, known: bool = True, **answers) -> ServedDetector:
+    """A version of its own, loaded; with `known` off, nobody says what its tiles are made with."""
+    manifest = publish_grid_detector(registry, name, tiles=tiles)
+    engine = held_engine(registry, manifest, answers)
+    if not known:
+        signature = manifest.signature.model_copy(update={"preprocess": {"resolution": tiles.front_end.tile, "tiles": None}})
+        manifest = manifest.model_copy(update={"signature": signature})
+    return ServedDetector(manifest, engine)
+
+
+def steps(tiles=TILES) -> SignalChunk:
+    """A chunk of noise that is louder and quieter by turns, so that some cells are bright."""
+    samples = tiles.chunk_samples(SAMPLE_RATE_HZ)
+    loud = torch.tensor([1e-3, 1.0]).repeat_interleave(samples // 8).repeat(4)
+    return SignalChunk(
+        torch.randn(samples, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)) * loud, SAMPLE_RATE_HZ
+    )
+
+
+LARGE = TILES.model_copy(update={"front_end": FrontEnd(nfft=128, hop=32, tile=128)})
+
+
+SAME_SIZE = TILES.model_copy(update={"chunk_s": 0.02})
+
+
+@pytest.mark.parametrize(("known", "tiles"), [(True, LARGE), (False, LARGE), (True, SAME_SIZE), (False, SAME_SIZE)])
+def test_the_only_detector_brings_its_tiles_with_it(registry, known, tiles) -> None:
+    async def detections(catalog: Catalog) -> tuple[Detection, ...]:
+        answer = await catalog.ensemble.detect(steps(tiles), deadline_s=30)
+        assert not answer.degraded
+        assert answer.detections
+        return answer.detections
+
+    async def scenario() -> None:
+        afresh, moved = Catalog([detector(registry, tiles=tiles)]), Catalog([detector(registry, known=known)])
+        moved.adopt(detector(registry, tiles=tiles))
+        assert moved.ensemble.tiles == tiles
+        assert await detections(moved) == await detections(afresh)
+        moved.close()
+        afresh.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_detector_for_tiles_that_nobody_knows_takes_those_there_are_if_they_have_its_size(registry) -> None:
+    catalog = Catalog([detector(registry)])
+    catalog.adopt(detector(registry, known=False))
+    assert catalog.ensemble.tiles == TILES
+    large = detector(registry, tiles=LARGE, known=False)
+    with pytest.raises(UserError, match=r"model grid: its input is \(1, 128, 128\), and tiles have 64 x 64 pixels"):
+        catalog.adopt(large)
+    assert (catalog.find("grid").manifest.version, catalog.ensemble.members[0].version) == ("2", "2")
+    large.close()
+    catalog.close()
+
+
+def test_a_candidate_for_other_tiles_is_refused_and_dropped_when_production_gets_others(registry) -> None:
+    catalog = Catalog([detector(registry)])
+    candidate = detector(registry)
+    catalog.add_shadow(Shadow(candidate.member()), candidate)
+    other = detector(registry, tiles=LARGE)
+    with pytest.raises(UserError, match="cannot share one spectrogram"):
+        catalog.add_shadow(Shadow(other.member()), other)
+    assert catalog.shadows["grid"].candidate is candidate.member()
+    catalog.adopt(other)
+    assert (catalog.shadows, catalog.ensemble.observers) == ({}, [])
+    catalog.adopt(detector(registry, known=False, tiles=LARGE))  # says nothing of its tiles: those of before stay
+    again = detector(registry)
+    with pytest.raises(UserError, match=r"inputs of \(1, 128, 128\) and \(1, 64, 64\)"):
+        catalog.add_shadow(Shadow(again.member()), again)
+    for one in (again, candidate):
+        one.close()
+    catalog.close()
+
+
+def test_candidates_are_held_to_the_ensembles_score_and_iou(registry) -> None:
+    catalog = Catalog([detector(registry)], EnsembleSettings(score=0.7, iou=0.6))
+    candidate = detector(registry)
+    shadow = Shadow(candidate.member())
+    catalog.add_shadow(shadow, candidate)
+    assert (shadow.ensemble.score, shadow.ensemble.iou) == (0.7, 0.6)
+    catalog.configure(EnsembleSettings(score=0.2))
+    assert shadow.ensemble.score == 0.2
+    catalog.close()
+
+
+def test_a_detector_that_hangs_has_failed_and_the_others_are_checked(registry) -> None:
+    hanging, other = detector(registry), detector(registry, "other")
+    hanging.engine.go.clear()
+    catalog = Catalog([hanging, other])
+
+    async def scenario() -> None:
+        other.failure = "an older one"
+        await asyncio.wait_for(catalog.check(within_s=0.2), 10)
+        assert hanging.failure == "no answer to a check within 0.2 s"
+        assert other.failure == ""
+        hanging.engine.go.set()
+        await catalog.check()
+        assert hanging.failure == ""
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        hanging.engine.go.set()
+    catalog.close()
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "why"),
+    [("labels", 7, r"labels 7\.\.7, and has 2 classes"), ("scores", 3.0, "a score that is none")],
+)
+def test_a_detector_whose_answers_make_no_sense_is_not_well(registry, output, value, why) -> None:
+    shape = (1, (TILES.front_end.tile // 8) ** 2)
+    strange = detector(registry, **{output: np.full(shape, value)})
+    with pytest.raises(ValueError, match=why):
+        asyncio.run(strange.check())
+    assert strange.failure
+    strange.close()
 
 
 def test_too_many_threads_for_the_cores_are_told() -> None:

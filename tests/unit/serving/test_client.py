@@ -141,7 +141,7 @@ def test_a_wait_longer_than_the_patience_is_not_begun(serve: Serve) -> None:
 
 
 def test_an_error_that_waiting_does_not_mend_is_told_at_once_in_the_words_of_whoever_answered(serve: Serve) -> None:
-    asked = Asked(PlainTextResponse("queue is full", 429), Response(status_code=502))
+    asked = Asked(PlainTextResponse("queue is full", 429), Response(status_code=502), Response(status_code=502))
     with Longhaul(serve(asked.app), patience_s=5) as server:
         with pytest.raises(Refused, match=r"\(429\): queue is full"):
             server.detect_iq(SAMPLES, RATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -14,15 +15,19 @@ import pytest
 import torch
 
 from longhaul.engines.inference import EngineClosed
+from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import Catalog, choose, load
+from longhaul.serving import updates
+from longhaul.serving.catalog import Catalog, choose, load, load_model
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.shadow import ShadowSettings
+from longhaul.serving.served import ServedDetector
 from longhaul.serving.updates import RegistryWatch
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
 from tests.shared.broken_detector import damage, publish_failing_detector
 from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
+from tests.shared.held_engine import held_engine
 
 LOG = "longhaul.serving.updates"
 WHY = {"damaged": "SHA-256 differs", "failing": "out of data bounds", "not a number": "not finite"}
@@ -94,7 +99,7 @@ def test_the_old_version_answers_who_holds_it_and_ends_when_the_last_one_lets_go
         for _ in range(500):
             try:
                 engine.infer(image)
-            except (EngineClosed, KeyError):  # the latter if it is closed in the middle of this call
+            except EngineClosed:
                 return
             await asyncio.sleep(0.01)
         pytest.fail("nobody gave the old engine back")
@@ -174,6 +179,126 @@ def test_a_registry_that_is_away_is_told_once_and_serving_goes_on(registry, serv
     told = [message for message in caplog.messages if "cannot be asked" in message]
     assert 1 <= len(told) <= 2  # once for each time that it went away
     assert any("answers again" in message for message in caplog.messages)
+
+
+def test_a_version_that_hangs_is_refused_and_holds_up_nobody(registry, served, monkeypatch) -> None:
+    held = []
+
+    def load_held(registry_, manifest, settings):
+        if manifest.name != "grid":
+            return load_model(registry_, manifest, settings)
+        engine = held_engine(registry_, manifest)
+        detector = ServedDetector(manifest, engine)
+        engine.go.clear()
+        held.append(engine)
+        return detector
+
+    monkeypatch.setattr(updates, "load_model", load_held)
+
+    async def scenario() -> None:
+        watch = RegistryWatch(registry, served, check_s=0.2)
+        for name in ("grid", "other"):
+            registry.promote(name, publish_grid_detector(registry, name).version)
+        assert await asyncio.wait_for(watch.look_now(), 10) == {"grid": "1", "other": "2"}
+        assert served.refused["grid"] == "version 2: no answer to a check within 0.2 s"
+        await watch.look_now()
+        assert len(held) == 1  # it was refused, and not taken for a registry that is away
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        for engine in held:
+            engine.go.set()
+
+
+def test_a_disk_that_is_full_is_told_and_downloads_rest(registry, served, monkeypatch, caplog) -> None:
+    class Full(Registry):
+        fetched = 0
+        full = True
+
+        def fetch(self, manifest, target_dir):
+            self.fetched += 1
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().fetch(manifest, target_dir)
+
+    full = Full(registry.uri)
+    registry.promote("grid", publish_grid_detector(registry, "grid").version)
+    registry.promote("other", publish_grid_detector(registry, "other").version, "shadow")
+
+    async def scenario() -> None:
+        watch = RegistryWatch(full, served)
+        for _ in range(3):
+            await watch.look_now()
+        assert full.fetched == 2  # one for each model
+        assert "version 2: cannot be loaded here for now" in served.refused["grid"]
+        assert not [message for message in caplog.messages if "cannot be asked" in message]
+        full.full = False
+        monkeypatch.setattr(updates, "RETRY_S", 0.0)
+        watch = RegistryWatch(full, served)
+        await watch.look_now()
+        assert (version(served), served.refused, list(served.shadows)) == ("2", {}, ["other"])
+
+    asyncio.run(scenario())
+
+
+def test_after_a_rest_a_version_is_tried_again(registry, served, monkeypatch) -> None:
+    class Full(Registry):
+        fetched = 0
+
+        def fetch(self, manifest, target_dir):
+            self.fetched += 1
+            if self.fetched == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().fetch(manifest, target_dir)
+
+    monkeypatch.setattr(updates, "RETRY_S", 0.05)
+    registry.promote("grid", publish_grid_detector(registry, "grid").version)
+
+    async def scenario() -> None:
+        watch = RegistryWatch(Full(registry.uri), served)
+        await watch.look_now()
+        assert version(served) == "1"
+        await asyncio.sleep(0.06)
+        await watch.look_now()
+        assert (version(served), served.refused) == ("2", {})
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_was_asked_for_can_have_a_candidate(registry) -> None:
+    for _ in range(3):
+        publish_grid_detector(registry, "grid")
+    registry.promote("grid", "3")
+    catalog = load(registry, choose(registry, ["grid@1"]))
+
+    async def scenario() -> None:
+        watch = RegistryWatch(registry, catalog, ["grid@1"], candidates={"grid": "2"})
+        await watch.look_now()
+        assert version(catalog) == "1"
+        assert catalog.shadows["grid"].candidate.version == "2"
+        first = catalog.shadows["grid"]
+        await watch.look_now()
+        assert catalog.shadows["grid"] is first
+        catalog.drop_shadow("grid")
+        await RegistryWatch(registry, catalog, ["grid@1"], candidates={"grid": "1"}).look_now()
+        assert catalog.shadows == {}  # it is what answers
+
+    asyncio.run(scenario())
+    catalog.close()
+
+
+def test_a_candidate_of_a_name_that_is_not_served_is_refused(registry, served) -> None:
+    with pytest.raises(UserError, match=r"candidates: model 'gird' is not served. Served: grid, other"):
+        RegistryWatch(registry, served, candidates={"gird": "2"})
+
+
+def test_such_a_candidate_is_refused_before_any_replica_starts(registry) -> None:
+    from longhaul.serving.app import build
+
+    publish_grid_detector(registry, "grid")
+    with pytest.raises(UserError, match=r"candidates: model 'gird' is not served. Served: grid$"):
+        build({"registry": registry.uri, "candidates": {"gird": "2"}, "api": {"open_loopback": True}})
 
 
 def test_a_version_that_was_asked_for_stays(registry) -> None:

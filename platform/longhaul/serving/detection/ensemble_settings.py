@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,7 +21,7 @@ class EnsembleSettings(BaseModel):
     """A detection's score is above it."""
     iou: float = Field(0.5, gt=0, lt=1)
     """Of two boxes whose intersection over union is above it, the better stays: of one model and class, and between models."""
-    values: Mapping[str, float] = {}
+    values: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     """What a model's part in an answer is worth, by name; 1 where nothing is said. Under overload, cost for worth decides."""
     coexist: tuple[tuple[str, str], ...] = ()
     """Pairs of labels that may share time and frequency: two models that say them both stay. Each pair counts in both orders."""

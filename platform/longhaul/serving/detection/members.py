@@ -9,9 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from longhaul.engines.inference import Array
-from longhaul.errors import UserError
 from longhaul.serving.detection.answers import ChunkAnswer, Detection
-from longhaul.signals.tile_folder import TileSettings
 
 _SAME_RATE = 1e-6  # relative; rates are often written with few digits
 
@@ -78,33 +76,3 @@ class MemberState:
 Observer = Callable[[Tensor, Mapping[str, tuple[Detection, ...]], ChunkAnswer], None]
 """Called with the tiles (N, 1, T, T) as the engines saw them, each on-time model's own detections (before models are merged), and
 the answer. It is called after the answer has gone out, on the event loop: long work belongs into a task of its own."""
-
-
-def common_tiles(settings: Mapping[str, TileSettings | None]) -> TileSettings | None:
-    """The tiles that all of these models want; None if none of them says (such models answer tiles, not signals).
-
-    Args:
-        settings: by model; None for a model whose training tiles came from elsewhere.
-
-    Raises:
-        UserError: two want tiles made differently; names both.
-    """
-    known = list(settings.items())
-    for model, own in known[1:]:
-        first, wanted = known[0]
-        if difference := _difference(wanted, own):
-            raise UserError(
-                f"models {first!r} and {model!r} cannot share one spectrogram: {difference}",
-                "Serve them from two deployments, or train one of them on the other's tiles",
-            )
-    return known[0][1] if known else None
-
-
-def _difference(one: TileSettings | None, other: TileSettings | None) -> str:
-    """What separates the tiles of two models; empty if nothing does."""
-    if one is None or other is None:
-        return "" if one is other else "only one of them says what its tiles were made with"
-    if one.chunk_s != other.chunk_s:
-        return f"chunks of {one.chunk_s:g} s and {other.chunk_s:g} s"
-    first, second = one.front_end.model_dump(), other.front_end.model_dump()
-    return "; ".join(f"{name} {value} and {second[name]}" for name, value in first.items() if value != second[name])

@@ -13,6 +13,7 @@ from torch import Tensor
 from longhaul.engines.inference import Array
 from longhaul.serving.batching import DeadlinePassed
 from longhaul.serving.detection.answers import ChunkAnswer, Detection
+from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.members import Member
 from longhaul.serving.detection.merging import emissions_of, suppress
 from longhaul.serving.detection.places import Places
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 class _Waiting:
     tiles: Tensor
     production: tuple[Detection, ...]
+    ensemble: EnsembleSettings
 
 
 class Shadow:
@@ -38,15 +40,20 @@ class Shadow:
     Args:
         candidate: the other version of a member, under the same name, with a runner of its own.
         settings: how much it sees, and the bounds.
+        ensemble: what counts as a detection, and as the same one: as for production, whoever changes it there does so here.
 
     Attributes:
         candidate: as given.
         settings: as given.
+        ensemble: as given.
     """
 
-    def __init__(self, candidate: Member, settings: ShadowSettings | None = None) -> None:
+    def __init__(
+        self, candidate: Member, settings: ShadowSettings | None = None, ensemble: EnsembleSettings | None = None
+    ) -> None:
         self.candidate = candidate
         self.settings = settings or ShadowSettings()
+        self.ensemble = ensemble or EnsembleSettings()
         self._production: str | None = None
         self._counts = Counts()
         self._due = 0.0
@@ -67,7 +74,7 @@ class Shadow:
         if len(self._waiting) >= self.settings.queue:
             self._counts.dropped += 1
             return
-        self._waiting.append(_Waiting(tiles, production))
+        self._waiting.append(_Waiting(tiles, production, self.ensemble))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._drain())
 
@@ -108,7 +115,7 @@ class Shadow:
             async with asyncio.timeout(self.settings.patience_s):
                 outputs = await self.candidate.runner.infer(waiting.tiles, deadline=asked + self.settings.deadline_s)
             seconds = loop.time() - asked
-            tallies = await asyncio.to_thread(self._tallies, waiting.production, outputs)
+            tallies = await asyncio.to_thread(self._tallies, waiting, outputs)
         except (TimeoutError, DeadlinePassed):
             counts.late += 1
             return
@@ -126,8 +133,8 @@ class Shadow:
         for label, tally in tallies.items():
             counts.labels.setdefault(label, Tally()).add(tally)
 
-    def _tallies(self, production: tuple[Detection, ...], outputs: Mapping[str, Array]) -> dict[str, Tally]:
-        settings = self.settings
-        boxes = suppress(outputs, self.candidate.classes, score=settings.score, iou=settings.iou)
+    def _tallies(self, waiting: _Waiting, outputs: Mapping[str, Array]) -> dict[str, Tally]:
+        score, iou = waiting.ensemble.score, waiting.ensemble.iou
+        boxes = suppress(outputs, self.candidate.classes, score=score, iou=iou)
         found = Places().detections(emissions_of(self.candidate.name, boxes))
-        return compare(production, found, settings.iou)
+        return compare(waiting.production, found, iou)

@@ -23,14 +23,12 @@ Verdict = Literal["promote", "keep", "undecided"]
 
 
 class ShadowSettings(BaseModel):
-    """How much a candidate sees, and what it is held to.
+    """How much a candidate sees, and what it is held to. Score and IoU are the ensemble's.
 
     Attributes:
         share: of the answers that production gave.
         queue: answers that wait for it; more are dropped.
         duty: the most of the time that its engine may be busy; the rest is production's.
-        score: what a detection of its has more than; as in the ensemble's settings.
-        iou: from which two boxes of one label are the same detection; also in its own suppression.
         deadline_s: how soon it must answer, from being asked.
         patience_s: when it is given up.
         least_chunks, least_detections: compared before there is a verdict; detections are production's.
@@ -45,8 +43,6 @@ class ShadowSettings(BaseModel):
     share: float = Field(0.1, gt=0, le=1)
     queue: int = Field(4, ge=1)
     duty: float = Field(0.25, gt=0, le=1)
-    score: float = Field(0.5, ge=0, lt=1)
-    iou: float = Field(0.5, gt=0, lt=1)
     deadline_s: float = Field(0.4, gt=0)
     patience_s: float = Field(5.0, gt=0)
     least_chunks: int = Field(200, ge=1)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longhaul.serving.http.metrics import Metrics
 
 NO_ROUTE = "(none)"
+CLIENT_LEFT = 499
+"""The status of a request whose client did not wait for the answer, as nginx writes it."""
+_FAILED = 500
+_NORMAL, _NO_CODE = 1000, 1005
 _log = logging.getLogger(__name__)
 
 
@@ -31,25 +36,32 @@ class Observer:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status, received, sent = 500, 0, 0
+        status, received, sent = CLIENT_LEFT, 0, 0
 
         async def counted_receive() -> Message:
-            nonlocal received
+            nonlocal status, received
             message = await receive()
             received += _size(message)
+            if message["type"] == "websocket.disconnect" and status == CLIENT_LEFT:
+                status = message.get("code", _NO_CODE)
             return message
 
         async def counted_send(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif message["type"] == "websocket.close":
-                status = message.get("code", 1000)
+            elif message["type"] == "websocket.close" and status == CLIENT_LEFT:  # whoever closed first
+                status = message.get("code", _NORMAL)
             sent += _size(message)
             await send(message)
 
         try:
             await self._app(scope, counted_receive, counted_send)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            status = _FAILED
+            raise
         finally:
             self._record(scope, status, time.perf_counter() - began, received, sent)
 

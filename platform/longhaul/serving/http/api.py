@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,10 +12,11 @@ from longhaul import __version__
 from longhaul.serving.catalog import Catalog
 from longhaul.serving.http import problems
 from longhaul.serving.http.access import Observer
+from longhaul.serving.http.budget import Budget
 from longhaul.serving.http.classify import classify_router
 from longhaul.serving.http.detect import detect_router
 from longhaul.serving.http.detectors import Detectors
-from longhaul.serving.http.guard import OPEN_PATH, Gate, Guard
+from longhaul.serving.http.guard import OPEN_PATHS, Gate, Guard
 from longhaul.serving.http.metrics import Metrics
 from longhaul.serving.http.model_routes import model_router
 from longhaul.serving.http.server_routes import server_router
@@ -34,7 +36,8 @@ Samples as they come: WebSocket /v1/stream. The first message is JSON,
 Then binary messages of samples, of any length; for each chunk comes {"type": "chunk", "answer": {...}, "tracks": [...]}.
 {"type": "end"} ends it, and {"type": "end", "tracks": [...]} comes back. {"type": "error", "problem": {...}} says what is wrong.
 
-Where the server has a token file, every route but /healthz asks for `Authorization: Bearer TOKEN`.
+Where the server has a token file, every route but /healthz and /docs asks for `Authorization: Bearer TOKEN`.
+A reference may name a stretch (start_s, duration_s); times in the answer count from its beginning.
 Every error is an RFC 9457 problem (`application/problem+json`); every answer carries `X-Request-ID`."""
 _BUSY = {
     "description": "The queue is full; try again after `Retry-After` seconds (answered by Ray Serve, as plain text).",
@@ -44,6 +47,8 @@ _HEADERS = {
     "401": {"WWW-Authenticate": {"description": "How to come with a token.", "schema": {"type": "string"}}},
     "503": {"Retry-After": {"description": "Seconds; not always there.", "schema": {"type": "string"}}},
 }
+_LOCAL = (403,)
+_GUARDED = (401, 403, 503)  # 503: the token file cannot be read
 _BEARER = {"type": "http", "scheme": "bearer", "description": "A token of `longhaul token new`."}
 
 
@@ -59,15 +64,17 @@ class _Api(FastAPI):
         document = super().openapi()
         for path, operation in _operations(document):
             responses = operation["responses"]
-            if operation.get("requestBody"):
-                responses["429"] = _BUSY
+            responses["429"] = _BUSY
+            everywhere = _LOCAL if not self.guarded else () if path in OPEN_PATHS else _GUARDED
+            for known, meaning in problems.documented(*everywhere).items():
+                responses.setdefault(str(known), {"description": HTTPStatus(int(known)).phrase, "content": meaning["content"]})
             for status, response in responses.items():
                 content = response.get("content", {})
                 if problems.MEDIA_TYPE in content:
                     content.pop("application/json", None)
                     response.setdefault("headers", {}).update(_HEADERS.get(status, {}))
             if self.guarded:
-                operation["security"] = [] if path == OPEN_PATH else [{"bearer": []}]
+                operation["security"] = [] if path in OPEN_PATHS else [{"bearer": []}]
         if self.guarded:
             document["components"]["securitySchemes"] = {"bearer": _BEARER}
         return document
@@ -82,7 +89,7 @@ def build_api(
 
     Args:
         catalog: what is served; the caller closes it.
-        settings: tokens, limits, roots; with none of them everything but /healthz is refused.
+        settings: tokens, limits, roots; with none of them everything but /healthz and /docs is refused.
         stamp_request_id: False where the server in front writes `X-Request-ID` itself, as Ray Serve does.
         replica: its name in the metrics.
 
@@ -93,15 +100,16 @@ def build_api(
     guard = Guard(settings)
     metrics = Metrics(replica, lambda: _shed(catalog))
     detectors = Detectors(catalog, settings, metrics)
-    streams = Streams(settings.streams.most, metrics)
-    app = _Api(title="Longhaul", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    streams = Streams(settings.streams, settings.limits.stream_bytes, metrics)
+    app = _Api(title="Longhaul", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.guarded = not guard.is_open
     app.state.streams = streams
     app.add_middleware(Gate, guard=guard)
     app.add_middleware(Observer, metrics=metrics)
     problems.install(app, stamp=stamp_request_id)
-    app.include_router(detect_router(detectors, settings))
-    app.include_router(stream_router(detectors, guard, streams, settings))
+    decoded = Budget(settings.limits.decoded_bytes, "decoded samples")
+    app.include_router(detect_router(detectors, decoded, settings))
+    app.include_router(stream_router(detectors, guard, streams, decoded, settings))
     app.include_router(model_router(catalog))
     app.include_router(classify_router(catalog, settings))
     app.include_router(server_router(app, catalog, metrics))

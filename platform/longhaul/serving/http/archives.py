@@ -16,7 +16,8 @@ from longhaul.serving.refusals import BodyTooLarge, BrokenSignal, UnsupportedCon
 from longhaul.signals.sigmf_files import DATA, META
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
-_HEADER_BYTES = 1 << 20  # a tar header that wants more is no header of a recording
+_HEADER_BYTES = 64 << 10  # a tar header that wants more is no header of a recording
+_ALL_HEADERS_BYTES = 256 << 10  # `tarfile` parses them in Python, while nobody else's Python runs
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Packed:
 
 
 class _Bounded:
-    """A file for `tarfile`, which takes the length of an extended header from the archive and reads it in one go."""
+    """A file for `tarfile`, which reads headers only, each as long as the archive says, and as many as there are."""
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
         self._position = 0
+        self._left = _ALL_HEADERS_BYTES
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         self._position = self._file.seek(offset, whence)
@@ -43,8 +45,9 @@ class _Bounded:
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        if not 0 <= size <= _HEADER_BYTES:
-            raise BrokenSignal("the archive has a header without end", "Pack the recording anew, as plain tar")
+        self._left -= max(size, 1)
+        if not 0 <= size <= _HEADER_BYTES or self._left < 0:
+            raise BrokenSignal("the archive has headers without end", "Pack the recording anew, as plain tar")
         block = self._file.read(size)
         self._position += len(block)
         return block
@@ -72,7 +75,8 @@ def find_packed(file: ByteFile, name: str, limits: Limits) -> Packed:
             files = _files(archive, name, limits)
     except BrokenSignal:
         raise
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # numbers in headers may be anything
+    # numbers in headers may be anything, a header may follow a header without end, and an expected one be missing
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, IndexError) as error:
         raise BrokenSignal(f"{name} is no tar archive, or damaged ({error})", "Send it whole, uncompressed") from None
     metas = [member for member in files if member.name.endswith(META)]
     if len(metas) != 1:

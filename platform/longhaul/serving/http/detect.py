@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Tally
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -19,6 +20,7 @@ from longhaul.serving.detection.tracks import Tracker
 from longhaul.serving.http import detect_body
 from longhaul.serving.http.answers import DetectAnswer
 from longhaul.serving.http.bodies import BodyLimits, Spool, field_bytes, media_type, read_body, read_form
+from longhaul.serving.http.budget import DECODED_BYTES, Budget
 from longhaul.serving.http.detectors import Detectors
 from longhaul.serving.http.guard import needs
 from longhaul.serving.http.iq import BODY, IqDescription, bare_samples, check_description
@@ -46,10 +48,10 @@ _FORM_BYTES = 64 << 10  # boundaries and headers around the fields
 class DetectQuery(BaseModel):
     """The query of a detection; what describes samples is for bare samples only, and counts before the headers."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: str | None = Field(
-        None, max_length=4096, description="Ask only these detectors, by name, with commas between.", examples=["wifi_bluetooth"]
+        None, max_length=2048, description="Ask only these detectors, by name, with commas between.", examples=["wifi_bluetooth"]
     )
     deadline_ms: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Time for each chunk; the server's own if left out.", examples=[400]
@@ -67,6 +69,22 @@ class DetectQuery(BaseModel):
         examples=[2.437e9],
     )  # fmt: skip
 
+    @property
+    def wanted(self) -> list[str] | None:
+        """The names in `models`."""
+        return None if self.models is None else [name.strip() for name in self.models.split(",") if name.strip()]
+
+
+async def one_of_each(request: Request) -> None:
+    """A route's dependency: no parameter of the query is there twice, where only the last would count.
+
+    Raises:
+        InvalidParameter: one is.
+    """
+    for name, count in Tally(name for name, _ in request.query_params.multi_items()).items():
+        if count > 1:
+            raise InvalidParameter(f"query: {name[:100]!r} is there {count} times", "Give it once; models with commas between")
+
 
 Datatype = Annotated[str | None, Header(alias="X-SigMF-Datatype", max_length=16, description="As `datatype`.")]
 SampleRate = Annotated[
@@ -78,13 +96,14 @@ CenterFrequency = Annotated[
 ]
 
 
-def detect_router(detectors: Detectors, settings: ApiSettings) -> APIRouter:
-    """The route, over what answers it."""
+def detect_router(detectors: Detectors, decoded: Budget, settings: ApiSettings) -> APIRouter:
+    """The route, over what answers it; `decoded` is the room for chunks."""
     router = APIRouter(dependencies=[Depends(needs(Scope.PREDICT))], tags=["detect"])
     intake = Intake(settings)
 
     @router.post(
         "/v1/detect",
+        dependencies=[Depends(one_of_each)],
         summary="Find emissions in a signal, or on a tile of one",
         openapi_extra=detect_body.DOCUMENTATION,
         response_model=DetectAnswer,
@@ -97,9 +116,9 @@ def detect_router(detectors: Detectors, settings: ApiSettings) -> APIRouter:
         sample_rate: SampleRate = None,
         center_frequency: CenterFrequency = None,
     ) -> Response:
-        models = detectors.choose(None if query.models is None else [name for name in query.models.split(",") if name])
+        models = detectors.choose(query.wanted)
         deadline_s = detectors.deadline_s(query.deadline_ms)
-        detectors.admit(deadline_s)  # before the body is read
+        detectors.admit(deadline_s, models)  # before the body is read
         if media_type(request) == "image/png":
             tile = await intake.tile(request, detectors.side)
             chunk = await detectors.answer_tile(tile, deadline_s, models)
@@ -110,7 +129,7 @@ def detect_router(detectors: Detectors, settings: ApiSettings) -> APIRouter:
             center_frequency if query.center_frequency is None else query.center_frequency,
         )
         async with intake.signal(request, said) as signal:
-            road = _Road(detectors, settings, deadline_s, models)
+            road = _Road(detectors, decoded, settings, deadline_s, models)
             return _json(await road.follow(request, signal, with_tracks=query.tracks))
 
     return router
@@ -210,13 +229,22 @@ class _Road:
 
     Args:
         detectors: answer.
+        decoded: room for chunks.
         settings: limits.
         deadline_s: of each chunk.
         models: that are wanted; None for all.
     """
 
-    def __init__(self, detectors: Detectors, settings: ApiSettings, deadline_s: float, models: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        detectors: Detectors,
+        decoded: Budget,
+        settings: ApiSettings,
+        deadline_s: float,
+        models: frozenset[str] | None,
+    ) -> None:
         self._detectors = detectors
+        self._decoded = decoded
         self._limits = settings.limits
         self._deadline_s = deadline_s
         self._models = models
@@ -229,14 +257,13 @@ class _Road:
             ClientDisconnect: nobody waits for it any more.
         """
         division = signal.divide(self._detectors.tiles, self._limits)
-        self._detectors.admit(self._deadline_s)
+        self._detectors.admit(self._deadline_s, self._models)
         tracker = Tracker() if with_tracks else None
         answers: list[ChunkAnswer] = []
         for chunk in division.chunks:
             if answers and await request.is_disconnected():
                 raise ClientDisconnect
-            iq = torch.from_numpy(await asyncio.to_thread(signal.read, chunk.start, chunk.count))
-            answer = await self._answer(signal, iq, chunk)
+            answer = await self._answer(signal, chunk)
             if tracker is not None:
                 answer, _ = await asyncio.to_thread(tracker.follow, answer)
             answers.append(answer)
@@ -254,10 +281,12 @@ class _Road:
             tracks=tuple(tracker.tracks()) if tracker is not None else None,
         )
 
-    async def _answer(self, signal: Signal, iq: torch.Tensor, chunk: Chunk) -> ChunkAnswer:
+    async def _answer(self, signal: Signal, chunk: Chunk) -> ChunkAnswer:
         rate = signal.recording.sample_rate_hz
-        piece = SignalChunk(iq, rate, signal.recording.center_hz, chunk.index, chunk.start / rate)
-        return await self._detectors.answer(piece, self._deadline_s, self._models, road="request")
+        async with self._decoded.room(DECODED_BYTES * chunk.count, self._deadline_s):
+            iq = torch.from_numpy(await asyncio.to_thread(signal.read, chunk.start, chunk.count))
+            piece = SignalChunk(iq, rate, signal.recording.center_hz, chunk.index, chunk.start / rate)
+            return await self._detectors.answer(piece, self._deadline_s, self._models, road="request")
 
 
 def _json(answer: DetectAnswer) -> Response:

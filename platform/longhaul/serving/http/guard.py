@@ -1,4 +1,4 @@
-"""Who gets in: every route but /healthz asks for a valid token, or the server is open because only this machine reaches it.
+"""Who gets in: every route but a few asks for a valid token, or the server is open because only this machine reaches it.
 
 The middleware finds out who it is; what that token allows, each route says (`needs`). So a new route is never open by mistake.
 """
@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from longhaul.errors import UserError
-from longhaul.serving.http.problems import refuse
+from longhaul.serving.http.origin import check_local
+from longhaul.serving.http.problems import problem_of, refuse
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.tokens import Scope as TokenScope
 from longhaul.serving.http.tokens import TokenWatch
 from longhaul.serving.refusals import Forbidden, NotReady, Refusal, Unauthorised
 
-OPEN_PATH = "/healthz"
+OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
+"""They tell nothing that is secret, and a browser has no token to open a page with."""
+_POLICY = 1008
 _FIX = "Send `Authorization: Bearer TOKEN`, with a token from the server's operator"
 _log = logging.getLogger(__name__)
 
@@ -76,7 +80,9 @@ class Guard:
 
 
 class Gate:
-    """ASGI middleware: lets nobody pass that `Guard` does not know. A WebSocket passes; its route asks by itself.
+    """ASGI middleware: lets nobody pass that `Guard` does not know. A WebSocket passes; its route asks for the token by itself.
+
+    On an open server it lets nobody pass that comes from elsewhere (`origin.check_local`).
 
     Args:
         app: what is guarded.
@@ -89,14 +95,24 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with its body unread."""
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) != OPEN_PATH:
-            try:
-                caller = self._guard.identify(bearer_token(Headers(scope=scope)))
-            except Refusal as refusal:
+        try:
+            self._check(scope)
+        except Refusal as refusal:
+            if scope["type"] == "http":
                 await refuse(scope, refusal)(scope, receive, send)
-                return
-            scope.setdefault("state", {})["caller"] = caller
+            else:
+                await WebSocketClose(_POLICY, problem_of(scope, refusal).title)(scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return
+        headers = Headers(scope=scope)
+        if self._guard.is_open:
+            check_local(headers)
+        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+            scope.setdefault("state", {})["caller"] = self._guard.identify(bearer_token(headers))
 
 
 def bearer_token(headers: Headers) -> str | None:

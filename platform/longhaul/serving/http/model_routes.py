@@ -52,8 +52,10 @@ class ModelDetail(ModelSummary):
     manifest: dict[str, Any]
 
 
-Name = Annotated[str, Path(description="The model's name.", examples=["digits"])]
-Version = Annotated[str | None, Query(description="A version that is served; left out, the default one.", examples=["3"])]
+Name = Annotated[str, Path(max_length=128, description="The model's name.", examples=["digits"])]
+Version = Annotated[
+    str | None, Query(max_length=128, description="A version that is served; left out, the default one.", examples=["3"])
+]
 
 
 def model_router(catalog: Catalog) -> APIRouter:

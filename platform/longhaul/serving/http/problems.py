@@ -7,11 +7,11 @@ A problem has `type` (a URN that names its kind), `title`, `status`, `detail` (t
 from __future__ import annotations
 
 import logging
-import re
 import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +28,8 @@ REQUEST_ID_HEADER = "X-Request-ID"
 FAILURE = "The server failed; its log has the reason by this id"
 MEDIA_TYPE = "application/problem+json"
 
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_MOST_OF_ID = 128
+_IN_URN = "!$&'()*+,;=:@/~"  # beside letters, digits and - . _
 _log = logging.getLogger(__name__)
 
 
@@ -200,10 +201,11 @@ def _id_of(request: Request) -> str:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own id where it is harmless to repeat (it goes into the log), else a new one."""
+    """The client's own id, if it has one, else a new one.
+
+    It goes into the log and into a URN (RFC 8141), so whatever is no letter of a URN is written as `%20` and the like.
+    """
     for name, value in scope["headers"]:
-        if name == REQUEST_ID_HEADER.lower().encode():
-            text = value.decode("latin-1")
-            if _ACCEPTABLE_ID.fullmatch(text):
-                return str(text)
+        if name == REQUEST_ID_HEADER.lower().encode() and value:
+            return quote(value[:_MOST_OF_ID], safe=_IN_URN)
     return uuid.uuid4().hex

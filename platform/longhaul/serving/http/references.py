@@ -6,6 +6,7 @@ out of the roots, leads to nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ from longhaul.storage import Storage
 
 _FIX = "Give a .sigmf-meta file or a .sigmf archive below a root that the server allows"
 _S3 = "s3://"
+_NO_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 class Reference(BaseModel):
@@ -33,8 +35,13 @@ class Reference(BaseModel):
     uri: Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^(/|s3://)[^\x00]+$")] = Field(
         examples=["s3://captures/2026/roof.sigmf-meta"]
     )
-    start_s: float = Field(0.0, ge=0, le=1e9, allow_inf_nan=False, examples=[12.5])
-    duration_s: float | None = Field(None, gt=0, le=1e9, allow_inf_nan=False, examples=[0.2])
+    start_s: float = Field(
+        0.0, ge=0, le=1e9, allow_inf_nan=False, examples=[12.5],
+        description="Where the stretch begins, in seconds of the recording. Times in the answer count from there.",
+    )  # fmt: skip
+    duration_s: float | None = Field(
+        None, gt=0, le=1e9, allow_inf_nan=False, examples=[0.2], description="How long it is; to the recording's end if left out."
+    )
 
 
 class Root:
@@ -111,7 +118,8 @@ class References:
         try:
             return self._archive(root, name, uri) if name.endswith(ARCHIVE) else self._pair(root, name, uri)
         except OSError as error:
-            if isinstance(error, (FileNotFoundError, PermissionError)) or "ACCESS_DENIED" in str(error):
+            no_place = isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) or error.errno in _NO_PLACE
+            if no_place or "ACCESS_DENIED" in str(error):
                 raise BadReference(f"reference {uri!r}: cannot be read", _FIX) from None
             raise NotReady(f"reference {uri!r}: the storage does not answer", "Try again later") from error
 

@@ -16,6 +16,8 @@ class Limits(BaseModel):
         body_bytes: of a request's body to detect on.
         memory_bytes: a longer body waits on disk and not in memory.
         samples: of one request.
+        decoded_bytes: of all chunks that are looked at on this replica at the same time, 8 a sample; others wait.
+        stream_bytes: of all chunks that streams on this replica receive at the same time, as they are sent.
         tiles: that one request's signal gives, each model runs on all of them.
         metadata_bytes: of SigMF metadata.
         archive_members: files in a SigMF archive.
@@ -28,6 +30,8 @@ class Limits(BaseModel):
     body_bytes: int = Field(256 * _MEBIBYTE, gt=0)
     memory_bytes: int = Field(16 * _MEBIBYTE, ge=0)
     samples: int = Field(128_000_000, gt=0)
+    decoded_bytes: int = Field(1024 * _MEBIBYTE, gt=0)
+    stream_bytes: int = Field(1024 * _MEBIBYTE, gt=0)
     tiles: int = Field(256, gt=0)
     metadata_bytes: int = Field(8 * _MEBIBYTE, gt=0)
     archive_members: int = Field(16, gt=1)
@@ -43,6 +47,7 @@ class StreamSettings(BaseModel):
         first_message_s: until its first message.
         idle_s: between messages, while the server waits for one.
         most: streams at a time, of this replica.
+        strangers: sockets at a time that have not said yet whose they are; one more, and the oldest is closed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,15 +55,16 @@ class StreamSettings(BaseModel):
     first_message_s: float = Field(10.0, gt=0)
     idle_s: float = Field(60.0, gt=0)
     most: int = Field(16, gt=0)
+    strangers: int = Field(32, gt=0)
 
 
 class ApiSettings(BaseModel):
     """The HTTP interface.
 
     Attributes:
-        tokens: the token file (`longhaul token new`); with one, every route but /healthz asks for a token.
-        open_loopback: answer without tokens. Only for an address that nobody else can reach; without it and without `tokens`
-            everything but /healthz is refused.
+        tokens: the token file (`longhaul token new`); with one, every route but /healthz and /docs asks for a token.
+        open_loopback: answer without tokens who addresses the server as this machine. Only for an address that nobody else can
+            reach; without it and without `tokens` everything but /healthz and /docs is refused.
         roots: where references may point: folders, and `s3://bucket/prefix`.
         least_deadline_s: the shortest deadline that a request may ask for: one that an idle server could keep.
         max_deadline_s: the longest one.

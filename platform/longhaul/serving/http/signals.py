@@ -19,6 +19,7 @@ from longhaul.signals.tile_folder import TileSettings
 
 MOST_HZ = 1e12
 """Of a centre frequency: SigMF's own bound."""
+_BLOCK = 1 << 18  # samples
 _MOST_LEVEL = 1e15  # of full scale; its square is well within float32
 
 
@@ -53,13 +54,15 @@ class Signal:
             BrokenSignal: one of them is NaN, infinite or absurdly large, or the file ends before them.
         """
         form = SampleFormat.parse(self.recording.datatype)
+        samples = np.empty(count, dtype=np.complex64)
         self.file.seek(self.offset + start * form.sample_bytes)
-        raw = self.file.read(count * form.sample_bytes)
-        if len(raw) < count * form.sample_bytes:
-            raise BrokenSignal(
-                f"{self.recording.name}: ends within sample {start + len(raw) // form.sample_bytes}", "Send it whole"
-            )
-        samples = form.decode(np.frombuffer(raw, dtype=form.component))
+        for done in range(0, count, _BLOCK):  # neither the raw bytes nor what decoding makes on its way lie there as a whole
+            block = samples[done : done + _BLOCK]
+            raw = self.file.read(block.size * form.sample_bytes)
+            if len(raw) < block.size * form.sample_bytes:
+                last = start + done + len(raw) // form.sample_bytes
+                raise BrokenSignal(f"{self.recording.name}: ends within sample {last}", "Send it whole")
+            block[:] = form.decode(np.frombuffer(raw, dtype=form.component))
         if form.is_float:
             check_level(self.recording.name, samples, start)
         return samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from longhaul.serving.http.signals import MOST_HZ, check_frequencies, check_leve
 from longhaul.serving.refusals import BodyTooLarge, BrokenSignal, InvalidParameter
 
 STREAM = "the stream"
+MOST_MODELS = 64
+ModelName = Annotated[str, Field(max_length=128)]
 _Message = TypeVar("_Message", bound=BaseModel)
 
 
@@ -32,7 +34,7 @@ class StreamStart(BaseModel):
     center_hz: float | None = Field(None, ge=-MOST_HZ, le=MOST_HZ, allow_inf_nan=False, examples=[2.437e9])
     datatype: str = Field(max_length=16, examples=["ci16_le"])
     deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[400])
-    models: tuple[str, ...] | None = Field(None, max_length=64, examples=[["wifi_bluetooth"]])
+    models: tuple[ModelName, ...] | None = Field(None, max_length=MOST_MODELS, examples=[["wifi_bluetooth"]])
     token: str | None = Field(None, max_length=256, repr=False)
 
 

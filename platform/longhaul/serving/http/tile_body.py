@@ -43,4 +43,5 @@ def tile_pixels(body: bytes, side: int) -> Tensor:
     except (BrokenImage, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - damaged bytes make decoders raise nearly anything: OSError, struct.error
-        raise BrokenImage(f"the tile is broken ({type(error).__name__})", "Send the whole file") from None
+        reason = str(error)[:100] or type(error).__name__
+        raise BrokenImage(f"the tile is broken ({reason})", "Save it as a PNG anew, and send the whole file") from None

@@ -5,11 +5,14 @@ A token is 256 random bits, so a plain SHA-256 of it cannot be guessed back; slo
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -76,20 +79,42 @@ class TokenFile(BaseModel):
             raise UserError(f"token file {path}: {where + ': ' if where else ''}{first['msg']}", _FIX) from None
 
     def write(self, path: Path) -> None:
-        """Replace the file in one move; only its owner can read it.
+        """Replace the file in one move; only its owner can read it. A link stays, what it leads to is replaced.
+
+        Whoever read it before in order to change it wants `change` below: two at once would undo each other.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        target = Path(os.path.realpath(path))
         try:
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-                stream.write(self.model_dump_json(indent=1) + "\n")
-            partial.replace(path)
+            number, partial = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+            try:
+                with os.fdopen(number, "w") as stream:
+                    stream.write(self.model_dump_json(indent=1) + "\n")
+                    stream.flush()
+                    os.fsync(number)  # what was revoked stays revoked when the power fails
+                Path(partial).replace(target)
+            finally:
+                Path(partial).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"token file {path}: {error.strerror}", "Give a path in a folder that you can write") from None
-        finally:
-            partial.unlink(missing_ok=True)
+            raise _unwritable(path, error) from None
+
+    @classmethod
+    def change(cls, path: Path, changed: Callable[[TokenFile], TokenFile], *, create: bool = False) -> None:
+        """Read, change and write the file, one process at a time.
+
+        Args:
+            path: of the file.
+            changed: gives what shall be in it.
+            create: begin with no tokens where there is no file.
+
+        Raises:
+            UserError: it cannot be read or written, or is no token file; and what `changed` raises.
+        """
+        with _alone(path):
+            known = cls() if create and not path.exists() else cls.read(path)
+            changed(known).write(path)
 
     def with_entry(self, entry: TokenEntry) -> TokenFile:
         """The file with one token more.
@@ -173,6 +198,25 @@ def new_token(name: str, scopes: Sequence[Scope | str]) -> tuple[str, TokenEntry
         fix = f"Scopes: {', '.join(Scope)}" if field == "scopes" else "Take up to 64 letters, digits, and any of . _ @ -"
         raise UserError(f"token {name!r}: its {field} cannot be {scopes if field == 'scopes' else name!r}", fix) from None
     return secret, entry
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for other processes that change the file; the lock is a file beside it, as the file itself is replaced."""
+    target = Path(os.path.realpath(path))
+    try:
+        lock = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"token file {path}: {error.strerror}", "Give a path in a folder that you can write")
 
 
 def _digest(secret: str) -> str:

@@ -242,4 +242,4 @@ def test_through_the_real_batcher_at_twice_the_capacity_each_answer_is_on_time_a
     assert max(engines["heavy"].sizes) > 1
     assert kept["quick"] > 0.9 * count
     assert kept["steady"] > 0.75 * count
-    assert kept["heavy"] > 0.15 * count  # were each begun at the last moment, next to none
+    assert kept["heavy"] > 0.22 * count  # in batches that stay as large as the deadlines allow

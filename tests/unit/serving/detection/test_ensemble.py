@@ -4,73 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import numpy as np
 import pytest
 import torch
+from pydantic import PrivateAttr
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
 from longhaul.serving.batching import Batcher
 from longhaul.serving.detection.answers import ChunkAnswer
 from longhaul.serving.detection.chunk import SignalChunk
-from longhaul.serving.detection.ensemble import Ensemble, EnsembleSettings, Member, SheddingSettings, common_tiles
+from longhaul.serving.detection.ensemble import Ensemble, EnsembleSettings, Member
 from longhaul.serving.loading import make_engine
 from longhaul.serving.refusals import InvalidParameter, UnknownModel
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.geometry import Corners
 from longhaul.signals.tile_folder import TileSettings
 from tests.shared.grid_detector import CELL, CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES, publish_grid_detector
+from tests.shared.still_members import Still, ensemble_of, signal, told, wayward
 from tests.shared.virtual_clock import run_virtually
-
-
-def signal(seed: int = 0, samples: int = CHUNK_SAMPLES, **place) -> SignalChunk:
-    """Noise with a tone that comes and goes."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(samples) / SAMPLE_RATE_HZ
-    iq = 0.01 * (rng.standard_normal(samples) + 1j * rng.standard_normal(samples))
-    iq += 0.5 * np.exp(2j * np.pi * 2e5 * time) * (np.sin(2 * np.pi * 300 * time + seed) > 0)
-    return SignalChunk(torch.from_numpy(iq.astype(np.complex64)), SAMPLE_RATE_HZ, **place)
-
-
-class Still:
-    """Answers one box a tile after `delay_s` (None: never), with a label of its own; remembers the tiles."""
-
-    def __init__(self, delay_s: float | None = 0.01, error: Exception | None = None, score: float = 0.9) -> None:
-        self.delay_s, self.error, self.score = delay_s, error, score
-        self.tiles: list[torch.Tensor] = []
-        self.deadlines: list[float | None] = []
-        self.cancelled = 0
-        self.expected = 0.01
-        self.seconds_per_sample = 0.01
-
-    def expected_s(self, samples: int) -> float:
-        return self.expected
-
-    async def infer(self, samples: torch.Tensor, *, deadline: float | None) -> dict[str, np.ndarray]:
-        self.tiles.append(samples)
-        self.deadlines.append(deadline)
-        try:
-            if self.delay_s is None:
-                await asyncio.get_running_loop().create_future()
-            await asyncio.sleep(self.delay_s)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.error is not None:
-            raise self.error
-        n = len(samples)
-        boxes = np.tile(np.float32([[[8, 8, 24, 16]]]), (n, 1, 1))
-        return {"boxes": boxes, "scores": np.full((n, 1), self.score, np.float32), "labels": np.ones((n, 1), np.int32)}
-
-
-def ensemble_of(settings: EnsembleSettings | None = None, tiles: TileSettings | None = TILES, **runners: Still) -> Ensemble:
-    members = [Member(name, "1", (name,), runner, sample_rates_hz=(SAMPLE_RATE_HZ,)) for name, runner in runners.items()]
-    return Ensemble(members, tiles, settings)
-
-
-def told(answer: ChunkAnswer) -> dict[str, str]:
-    return {part.model: part.status.value for part in answer.models}
 
 
 def details(answer: ChunkAnswer) -> dict[str, str | None]:
@@ -142,23 +96,6 @@ def test_a_failing_member_fails_alone() -> None:
     assert seconds == {"broken": None, "nonsense": None, "well": pytest.approx(0.01)}
 
 
-class Wayward(FrontEnd):
-    """A front end that takes `take_s`, or raises."""
-
-    take_s: float = 0.0
-    breaks: bool = False
-
-    def to_uint8(self, iq: torch.Tensor) -> torch.Tensor:
-        asyncio.get_running_loop().take(self.take_s)
-        if self.breaks:
-            raise MemoryError("no room for a spectrogram")
-        return super().to_uint8(iq)
-
-
-def wayward(**how) -> TileSettings:
-    return TileSettings.model_construct(front_end=Wayward(nfft=64, hop=32, tile=SIDE, **how), chunk_s=0.01)
-
-
 def test_a_late_front_end_makes_all_late_and_the_answer_comes_all_the_same() -> None:
     runner = Still()
     answer = run_virtually(lambda: ensemble_of(tiles=wayward(take_s=3.0), a=runner, b=Still()).detect(signal()))
@@ -188,9 +125,10 @@ def test_the_deadline_of_a_request_goes_before_the_settings() -> None:
     assert slow.deadlines[0] == pytest.approx(0.1, abs=0.03)  # the runner knows when merging begins
 
 
-def test_a_chosen_few_answer_in_the_order_of_the_request_and_unknown_names_are_refused() -> None:
+def test_a_chosen_few_answer_in_the_order_of_the_ensemble_and_unknown_names_are_refused() -> None:
     one = ensemble_of(wifi=Still(), lte=Still(), radar=Still())
-    assert list(told(run_virtually(lambda: one.detect(signal(), models=["radar", "wifi", "radar"])))) == ["radar", "wifi"]
+    for names in (["radar", "wifi", "radar"], {"wifi", "radar"}):
+        assert list(told(run_virtually(lambda names=names: one.detect(signal(), models=names)))) == ["wifi", "radar"]
     with pytest.raises(UnknownModel, match="Did you mean 'radar'"):
         run_virtually(lambda: one.detect(signal(), models=["rader"]))
 
@@ -259,88 +197,46 @@ def test_a_new_version_answers_at_once_and_what_is_in_flight_ends_on_the_old_one
     assert run_virtually(scenario) == ["1", "2"]
 
 
-def test_members_join_and_leave_but_the_last_one_stays() -> None:
+def test_members_join_and_names_differ() -> None:
     one = ensemble_of(a=Still())
     one.replace(Member("b", "1", ("b",), Still()))
     assert [member.name for member in one.members] == ["a", "b"]
-    one.remove("a")
-    with pytest.raises(UserError):
-        one.remove("b")
-    with pytest.raises(UserError):
-        one.remove("nobody")
     with pytest.raises(UserError):
         Ensemble([], TILES)
     with pytest.raises(UserError):
         Ensemble([*one.members, *one.members], TILES)
 
 
-SHEDDING = EnsembleSettings(shedding=SheddingSettings(window_s=10, least_answers=8, wait_s=15))
-
-
-def test_under_lasting_misses_the_dear_member_is_shed_and_tried_again_when_it_is_well() -> None:
-    dear, cheap = Still(delay_s=1.0), Still()
-    dear.seconds_per_sample, dear.expected = 0.5, 1.0
+def test_a_version_on_other_tiles_brings_them_along_and_what_is_in_flight_ends_on_the_old_ones() -> None:
+    other = TILES.model_copy(update={"front_end": FrontEnd(nfft=128, hop=64, tile=2 * SIDE)})
+    old, new = Still(delay_s=0.2), Still()
 
     async def scenario() -> None:
-        one = ensemble_of(SHEDDING, dear=dear, cheap=cheap)
-        for _ in range(8):
-            assert told(await one.detect(signal())) == {"dear": "late", "cheap": "on_time"}
-        answer = await one.detect(signal())
-        assert told(answer) == {"dear": "shed", "cheap": "on_time"}
-        assert answer.degraded
-        assert {state.name: state.shed for state in one.states()} == {"dear": True, "cheap": False}
-        assert one.forecast_s() < 0.1
-        await asyncio.sleep(30)
-        assert told(await one.detect(signal()))["dear"] == "shed"  # its forecast is still too long
-        dear.delay_s, dear.expected = 0.05, 0.05
-        assert told(await one.detect(signal()))["dear"] == "on_time"
+        one = ensemble_of(a=old)
+        first = asyncio.create_task(one.detect(signal()))
+        await asyncio.sleep(0.1)
+        one.replace(Member("a", "2", ("a",), new), other)
+        assert one.tiles == other
+        answers = [await one.detect(signal()), await first]
+        assert [answer.models[0].version for answer in answers] == ["2", "1"]
+        one.replace(Member("a", "3", ("a",), new))
+        assert one.tiles == other
 
     run_virtually(scenario)
+    assert old.tiles[0].shape[-1] == SIDE
+    assert new.tiles[0].shape[-1] == 2 * SIDE
 
 
-def test_another_version_of_a_shed_member_is_asked_at_once() -> None:
-    dear = Still(delay_s=1.0)
-    dear.seconds_per_sample = 0.5
-
-    async def scenario() -> None:
-        one = ensemble_of(SHEDDING, dear=dear, cheap=Still())
-        for _ in range(9):
-            answer = await one.detect(signal())
-        assert told(answer)["dear"] == "shed"
-        one.replace(Member("dear", "2", ("dear",), Still()))
-        assert told(await one.detect(signal()))["dear"] == "on_time"
-
-    run_virtually(scenario)
+def test_tiles_that_become_known_make_signals_welcome() -> None:
+    one = ensemble_of(tiles=None, a=Still())
+    one.replace(Member("a", "2", ("a",), Still()), TILES)
+    assert told(run_virtually(lambda: one.detect(signal()))) == {"a": "on_time"}
 
 
 def test_labels_that_may_coexist_both_stay() -> None:
     settings = EnsembleSettings(coexist=(("b", "a"),))
     answer = run_virtually(lambda: ensemble_of(settings, a=Still(), b=Still()).detect(signal()))
     assert [d.label for d in answer.detections] == ["a", "b"]
-
-
-def test_value_saves_a_dear_member_and_the_settings_say_what_it_is_worth() -> None:
-    dear, cheap = Still(delay_s=1.0), Still()
-    dear.seconds_per_sample = 0.5
-
-    async def scenario() -> str:
-        one = ensemble_of(SHEDDING.model_copy(update={"values": {"dear": 1000.0}}), dear=dear, cheap=cheap)
-        for _ in range(9):
-            answer = await one.detect(signal())
-        return told(answer)["cheap"]
-
-    assert run_virtually(scenario) == "shed"
-
-
-def test_requests_with_less_time_than_is_promised_shed_nobody() -> None:
-    async def scenario() -> dict[str, str]:
-        one = ensemble_of(SHEDDING, a=Still(delay_s=0.1), b=Still(delay_s=0.1))
-        for _ in range(100):
-            await one.detect(signal(), deadline_s=0.05)
-            await asyncio.sleep(0.05)
-        return told(await one.detect(signal()))
-
-    assert run_virtually(scenario) == {"a": "on_time", "b": "on_time"}
 
 
 def test_observers_see_tiles_own_detections_and_the_answer_after_it_has_gone_out(caplog) -> None:
@@ -370,25 +266,22 @@ def test_observers_see_tiles_own_detections_and_the_answer_after_it_has_gone_out
     assert "observer" in caplog.text
 
 
-def test_the_forecast_is_the_soonest_member_behind_the_front_end() -> None:
-    async def scenario() -> tuple[float, float]:
-        slow, quick = Still(), Still()
-        slow.expected, quick.expected = 0.3, 0.1
-        one = ensemble_of(tiles=wayward(take_s=0.05), slow=slow, quick=quick)
-        before = one.forecast_s()
-        await one.detect(signal())
-        return before, one.forecast_s()
+class Slow(FrontEnd):
+    """Its first call takes longer than all others."""
 
-    before, after = run_virtually(scenario)
-    assert before == pytest.approx(0.102)
-    assert after == pytest.approx(0.152)
+    _seen: list[int] = PrivateAttr(default_factory=list)
+
+    def to_uint8(self, iq: torch.Tensor) -> torch.Tensor:
+        time.sleep(0 if self._seen else 0.3)
+        self._seen.append(len(iq))
+        return super().to_uint8(iq)
 
 
-def test_models_that_want_other_tiles_cannot_share_an_ensemble() -> None:
-    assert common_tiles({"a": TILES, "b": TILES}) == TILES
-    assert common_tiles({"a": None, "b": None}) is None
-    other = TILES.model_copy(update={"front_end": FrontEnd(nfft=128, hop=32, tile=SIDE)})
-    longer = TILES.model_copy(update={"chunk_s": 0.02})
-    for different, said in ((other, "nfft 64 and 128"), (longer, "0.01 s and 0.02 s"), (None, "only one of them")):
-        with pytest.raises(UserError, match=f"'a' and 'c'.*{said}"):
-            common_tiles({"a": TILES, "b": TILES, "c": different})
+def test_the_front_end_is_warm_before_the_first_chunk_and_nothing_is_learned_from_that() -> None:
+    front_end = Slow(nfft=64, hop=32, tile=SIDE)
+    one = ensemble_of(tiles=TileSettings.model_construct(front_end=front_end, chunk_s=0.01), a=Still(delay_s=0))
+    assert front_end._seen == [CHUNK_SAMPLES]
+    answer = asyncio.run(one.detect(signal()))
+    assert told(answer) == {"a": "on_time"}
+    assert one._front.times.seconds(1) < 0.3
+    one.close()

@@ -11,6 +11,7 @@ from torch import Tensor
 from longhaul.engines.inference import Array
 from longhaul.serving.batching import DeadlinePassed
 from longhaul.serving.detection.answers import ChunkAnswer, Detection, ModelStatus, Status
+from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.members import Member
 from longhaul.serving.detection.shadow import Shadow, ShadowReport, ShadowSettings
 from longhaul.serving.detection.shadow_report import compare
@@ -233,6 +234,23 @@ def test_pairs_are_one_to_one_with_the_most_overlap_in_sum() -> None:
     tally = compare(ours, theirs, 0.5)["wifi"]
     assert tally.matched == 2
     assert tally.overlap == pytest.approx(10 / 12 + 13 / 19)
+
+
+def test_score_and_iou_are_the_ensembles_of_the_moment_that_production_answered() -> None:
+    async def run() -> ShadowReport:
+        runner = Runner([("wifi", 0.6, (0, 0, 20, 20)), ("wifi", 0.9, (30, 0, 50, 20))])
+        shadow = Shadow(Member("m", "2", CLASSES, runner), settings(), EnsembleSettings(score=0.7))
+        production = {"m": detections([("wifi", 0.9, (30, 0, 50, 14))])}
+        for ensemble in (EnsembleSettings(score=0.7), EnsembleSettings(score=0.7, iou=0.8), EnsembleSettings(score=0.5)):
+            shadow.ensemble = ensemble
+            shadow(TILES, production, answer())
+        await settle(shadow)
+        return shadow.report()
+
+    total = asyncio.run(run()).total
+    assert (total.matched, total.only_production, total.only_candidate) == (2, 1, 2)
+    with pytest.raises(ValidationError, match="score"):
+        ShadowSettings.model_validate({"score": 0.5})
 
 
 def test_a_patience_shorter_than_the_deadline_is_refused() -> None:

@@ -23,15 +23,17 @@ class Traffic:
         self.costs, self.forecasts = dict(costs), dict(forecasts)
         self.log: list[tuple[float, str, str]] = []
 
-    def go(self, seconds: float, late=lambda asked, number: (), rate: float = 5.0) -> None:
-        """Answers for so long; `late(asked, number)` says which of those asked miss."""
+    def go(self, seconds: float, late=lambda asked, number: (), rate: float = 5.0, wanted: tuple[str, ...] = ()) -> None:
+        """Answers for so long; `late(asked, number)` says which of those asked miss; `wanted` are all if none is named."""
         for number in range(round(seconds * rate)):
             self.now += 1 / rate
-            if back := self.controller.bring_back(self.now, {n: self.forecasts[n] for n in self.controller.shed}, DEADLINE_S):
+            names = wanted or tuple(self.costs)
+            forecasts = {name: self.forecasts[name] for name in self.controller.shed if name in names}
+            if back := self.controller.bring_back(self.now, forecasts, DEADLINE_S):
                 self.log.append((self.now, "back", back))
-            asked = [name for name in self.costs if name not in self.controller.shed]
+            asked = [name for name in names if name not in self.controller.shed]
             missed = late(asked, number)
-            statuses = {name: Status.SHED for name in self.costs if name not in asked}
+            statuses = {name: Status.SHED for name in names if name not in asked}
             statuses |= {name: Status.LATE if name in missed else Status.ON_TIME for name in asked}
             if gone := self.controller.observe(self.now, statuses, self.costs):
                 self.log.append((self.now, "shed", gone))
@@ -140,6 +142,43 @@ def test_a_trial_blames_the_one_on_trial_and_one_is_on_trial_at_a_time() -> None
     assert traffic.events[3:] == [("shed", "middling")]  # though "cheap" costs more by now
 
 
+def test_who_was_not_asked_is_not_shed_for_those_who_were() -> None:
+    alone = Traffic()
+    alone.go(60, all_miss, wanted=("cheap",))
+    assert alone.events == []  # nobody else waits for it, and without it there would be no answer at all
+    two = Traffic()
+    two.go(60, all_miss, wanted=("cheap", "middling"))
+    assert {who for _, who in two.events} == {"middling"}
+    failing = SheddingController(SETTINGS)
+    for number in range(100):
+        statuses = {"cheap": Status.LATE, "dear": Status.FAILED}
+        assert failing.observe(number / 5, statuses, COSTS) is None  # the only one that answers
+
+
+def test_a_trial_is_stood_only_by_answers_of_the_one_on_trial() -> None:
+    traffic = Traffic()
+    traffic.go(3, overload)
+    while traffic.controller.shed:
+        traffic.go(0.2)
+    traffic.log.clear()
+    traffic.go(50, wanted=("cheap", "middling"))  # nobody asks it: that proves nothing
+    traffic.go(3, overload)
+    traffic.go(60)
+    (gone, _, _), (again, _, _) = traffic.log
+    assert round(again - gone) == 2 * SETTINGS.wait_s
+
+
+def test_a_trial_that_nobody_asks_for_keeps_nobody_else_waiting() -> None:
+    traffic = Traffic()
+    traffic.go(10, lambda asked, number: asked if len(asked) > 1 else ())
+    assert traffic.controller.shed == {"dear", "middling"}
+    while len(traffic.events) < 3:
+        traffic.go(0.2)
+    assert traffic.events[2:] == [("back", "middling")]
+    traffic.go(30, wanted=("cheap", "dear"))
+    assert traffic.events[3:] == [("back", "dear")]
+
+
 def test_another_version_of_a_member_starts_afresh() -> None:
     traffic = Traffic()
     traffic.go(3, overload)
@@ -157,6 +196,27 @@ def test_the_share_of_misses_counts_only_answers_in_which_it_was_asked() -> None
     assert controller.misses("b", 4.0) == 0
     assert controller.misses("a", 40.0) == 0
     assert controller.shed == frozenset()
+
+
+answers = st.dictionaries(st.sampled_from(sorted(COSTS)), st.sampled_from(Status))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.1, 9), answers), max_size=40), st.sampled_from([None, *COSTS]))
+def test_the_running_counts_are_those_of_the_window(script, gone) -> None:
+    controller, now = SheddingController(SETTINGS.model_copy(update={"enabled": False})), 0.0
+    noted: list[tuple[float, dict[str, Status]]] = []
+    for wait, statuses in script:
+        now += wait
+        controller.observe(now, statuses, COSTS)
+        noted.append((now, statuses))
+    if gone:
+        controller.forget(gone)
+    for member in COSTS:
+        window = [all_[member] for when, all_ in noted if when > now - SETTINGS.window_s and member in all_ and member != gone]
+        asked = [status for status in window if status is not Status.SHED]
+        expected = asked.count(Status.LATE) / len(asked) if asked else 0.0
+        assert controller.misses(member, now) == expected
 
 
 @settings(max_examples=100, deadline=None)

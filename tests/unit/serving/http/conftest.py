@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from grid_detector import publish_grid_detector
+from http_signals import local_client
 
 from longhaul.export.registry import Registry
 from longhaul.serving.catalog import choose, load
@@ -40,7 +41,7 @@ def serve(detectors):
     opened = []
 
     def make(**settings) -> TestClient:
-        client = TestClient(build_api(detectors, ApiSettings(**{"open_loopback": True, **settings}), replica="here"))
+        client = local_client(build_api(detectors, ApiSettings(**{"open_loopback": True, **settings}), replica="here"))
         opened.append(client.__enter__())
         return client
 

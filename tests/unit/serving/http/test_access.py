@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 from fastapi.testclient import TestClient
 from http_signals import assert_problem, detect, tone
+from starlette.websockets import WebSocketDisconnect
 
 from longhaul.errors import UserError
 from longhaul.serving.http.api import build_api
@@ -29,20 +31,23 @@ def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-ROUTES = ["/v1/models", "/v1/models/tiny", "/metrics", "/docs", "/openapi.json", "/v1/nothing"]
+ROUTES = ["/v1/models", "/v1/models/tiny", "/metrics", "/v1/nothing"]
+OPEN = ["/healthz", "/docs", "/openapi.json"]
 
 
-def test_without_tokens_and_not_open_everything_but_health_is_refused(detectors) -> None:
+def test_without_tokens_and_not_open_everything_but_health_and_the_routes_own_page_is_refused(detectors) -> None:
     with TestClient(build_api(detectors)) as client:
-        assert client.get("/healthz").status_code == 200
+        for route in OPEN:
+            assert client.get(route).status_code == 200
         for route in ROUTES:
             assert_problem(client.get(route), 401, "unauthorised", "no token file")
         assert_problem(detect(client, tone()), 401, "unauthorised")
 
 
-def test_every_route_but_health_asks_for_a_token(serve, tokens) -> None:
+def test_every_route_but_health_and_the_routes_own_page_asks_for_a_token(serve, tokens) -> None:
     client = serve(tokens=str(tokens[0]), open_loopback=True)  # a token file counts even then
-    assert client.get("/healthz").status_code == 200
+    for route in OPEN:
+        assert client.get(route).status_code == 200
     for headers in ({}, bearer("lh_wrong"), {"Authorization": "Basic abc"}, bearer(""), bearer(tokens[1]["reader"] + "x")):
         for route in ROUTES:
             response = client.get(route, headers=headers)
@@ -50,6 +55,46 @@ def test_every_route_but_health_asks_for_a_token(serve, tokens) -> None:
             assert response.headers["www-authenticate"].startswith("Bearer")
         assert_problem(detect(client, tone(), headers), 401, "unauthorised")
         assert_problem(client.post("/v1/admin/update", headers=headers), 401, "unauthorised")
+
+
+LOCAL = ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST", "localhost.", "app.localhost:1", "[::1]:8000", "127.8.9.1"]
+FOREIGN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[2001:db8::1]", "localhost@evil.example"]
+ODD = ["evil.example@localhost", "localhost:port", "[::1", "", "localhostx", "0.0.0.0"]
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_an_open_server_answers_by_every_name_of_this_machine(client, host) -> None:
+    assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+    assert client.get("/v1/models", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", [*FOREIGN, *ODD])
+def test_an_open_server_answers_by_no_other_name(client, host) -> None:
+    for route in [*OPEN, *ROUTES]:
+        assert_problem(client.get(route, headers={"Host": host}), 403, "foreign-site", "host")
+    assert_problem(detect(client, tone(), {"Host": host}), 403, "foreign-site")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1.evil.example", "null", "", "file://", "evil.example"])
+def test_an_open_server_answers_no_page_of_another_site(client, origin) -> None:
+    assert_problem(detect(client, tone(), {"Origin": origin}), 403, "foreign-site", "origin")
+    assert 'longhaul_refusals_total{problem="foreign-site",replica="here"} 1.0' in client.get("/metrics").text
+
+
+def test_an_open_server_takes_no_stream_from_another_site(client) -> None:
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/v1/stream", headers=headers):
+            pass
+        assert refused.value.code == 1008
+    with client.websocket_connect("/v1/stream", headers={"Origin": "http://localhost:3000"}) as socket:
+        socket.send_text("{}")
+        assert socket.receive_json()["problem"]["title"] == "A parameter is not valid"
+
+
+def test_a_server_with_tokens_answers_by_any_name(serve, tokens) -> None:
+    client = serve(tokens=str(tokens[0]))
+    headers = bearer(tokens[1]["reader"]) | {"Host": "models.example", "Origin": "https://page.example"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_each_scope_opens_its_own_routes(serve, tokens) -> None:
@@ -134,6 +179,45 @@ def test_metrics_count_what_happened(client) -> None:
         'longhaul_http_bytes_total{direction="in",replica="here"} 160000.0',
     ):
         assert line in text
+
+
+def test_who_leaves_is_no_failure_of_the_server(client, detectors) -> None:
+    for code in (1000, 1001):
+        with client.websocket_connect("/v1/stream") as socket:
+            socket.send_text('{"sample_rate_hz": 1e6, "datatype": "ci8"}')
+            assert socket.receive_json()["type"] == "ready"
+            socket.close(code)
+    asyncio.run(half_a_body(client.app))
+    text = client.get("/metrics").text
+    for line in (
+        'longhaul_http_requests_total{method="WS",replica="here",route="/v1/stream",status="1000"} 1.0',
+        'longhaul_http_requests_total{method="WS",replica="here",route="/v1/stream",status="1001"} 1.0',
+        'longhaul_http_requests_total{method="POST",replica="here",route="/v1/detect",status="499"} 1.0',
+    ):
+        assert line in text
+    assert 'status="500"' not in text
+
+
+async def half_a_body(app) -> None:
+    """POST a body and leave in the middle of it."""
+    messages = iter([{"type": "http.request", "body": b"\0" * 800, "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        raise AssertionError("nobody is there to read an answer")
+
+    query = b"datatype=cf32_le&sample_rate=1e6&deadline_ms=20000"
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/octet-stream")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/detect", "query_string": query, "headers": headers}
+    await app(scope | {"http_version": "1.1", "scheme": "http", "root_path": "", "state": {}}, receive, send)
+
+
+def test_a_failure_counts_as_one(client, detectors, monkeypatch) -> None:
+    monkeypatch.setattr(type(detectors), "models", lambda self: 1 / 0)
+    assert_problem(client.get("/v1/models"), 500, "internal-server-error")
+    assert 'route="/v1/models",status="500"} 1.0' in client.get("/metrics").text
 
 
 def test_two_applications_count_apart(serve) -> None:

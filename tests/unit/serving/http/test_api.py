@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from http_signals import assert_problem
+from http_signals import assert_problem, local_client
 
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
@@ -19,7 +19,7 @@ PNG = {"Content-Type": "image/png"}
 
 @pytest.fixture
 def client(catalog):
-    with TestClient(build_api(catalog, OPEN)) as opened:
+    with local_client(build_api(catalog, OPEN)) as opened:
         yield opened
 
 
@@ -112,7 +112,7 @@ def test_top_k(client, picture, top_k) -> None:
 
 def test_a_failing_engine_is_a_500_that_tells_nothing(scripted, engine, picture, caplog) -> None:
     engine.failure = ValueError("secret: /srv/models/tiny")
-    with TestClient(build_api(scripted, OPEN)) as client:
+    with local_client(build_api(scripted, OPEN)) as client:
         response = client.post(PREDICT, content=picture(), headers=PNG | {"X-Request-ID": "abc-1"})
         body = assert_problem(response, 500, "internal-server-error", "log")
         assert "secret" not in str(body)
@@ -127,11 +127,34 @@ def test_request_ids(client) -> None:
     made = client.get("/healthz").headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made)
     assert made != client.get("/healthz").headers["x-request-id"]
-    assert re.fullmatch("[0-9a-f]{32}", client.get("/healthz", headers={"X-Request-ID": "a b\x7f"}).headers["x-request-id"])
+    assert re.fullmatch("[0-9a-f]{32}", client.get("/healthz", headers={"X-Request-ID": ""}).headers["x-request-id"])
+
+
+@pytest.mark.parametrize("given", [b"my id <bad>", b"Root=1-67/a+b", "größe".encode(), b"a\x7f%", b"x" * 128])
+def test_a_problem_has_the_request_id_that_the_client_gave(catalog, given) -> None:
+    for stamp in (True, False):
+        with local_client(build_api(catalog, OPEN, stamp_request_id=stamp)) as client:
+            response = client.get("/v1/models/none", headers={b"X-Request-ID": given})
+            said = response.json()["instance"].removeprefix("urn:longhaul:request:")
+            assert unquote_to_bytes(said) == given
+            assert said.isascii()
+            assert not set(said) & set(" <>\"\x7f")
+            assert response.headers.get("x-request-id") == (said if stamp else None)
+
+
+def test_a_path_with_a_slash_too_many_leads_nowhere(client) -> None:
+    response = client.get("/v1/models/", headers={"Host": "localhost:1"}, follow_redirects=False)
+    assert_problem(response, 404, "not-found")
+    assert "location" not in response.headers
+
+
+def test_a_name_has_bounds(client) -> None:
+    assert_problem(client.get("/v1/models/" + "x" * 129), 422, "invalid-parameter", "path.name")
+    assert_problem(client.get("/v1/models/tiny", params={"version": "1" * 129}), 422, "invalid-parameter", "query.version")
 
 
 def test_the_server_in_front_may_write_the_request_id(catalog) -> None:
-    with TestClient(build_api(catalog, OPEN, stamp_request_id=False)) as client:
+    with local_client(build_api(catalog, OPEN, stamp_request_id=False)) as client:
         assert "x-request-id" not in client.get("/healthz").headers
 
 
@@ -201,6 +224,23 @@ def test_openapi_says_that_a_token_is_needed_where_it_is(serve, detectors) -> No
     document = build_api(detectors).openapi()
     assert document["paths"]["/v1/detect"]["post"]["security"] == [{"bearer": []}]
     assert document["paths"]["/healthz"]["get"]["security"] == []
+
+
+def test_openapi_names_the_answers_that_come_on_any_route(serve, detectors) -> None:
+    guarded, local = build_api(detectors).openapi()["paths"], serve().get("/openapi.json").json()["paths"]
+    for path in guarded:
+        (everywhere,), (here,) = guarded[path].values(), local[path].values()
+        assert "429" in everywhere["responses"].keys() & here["responses"].keys()
+        assert "403" in here["responses"]
+        if path != "/healthz":
+            assert everywhere["responses"].keys() >= {"401", "403", "503"}
+            assert list(everywhere["responses"]["503"]["content"]) == ["application/problem+json"]
+
+
+def test_openapi_says_where_a_stretch_counts_from(serve) -> None:
+    detect = serve().get("/openapi.json").json()["paths"]["/v1/detect"]["post"]
+    reference = detect["requestBody"]["content"]["application/json"]["schema"]
+    assert "count from there" in reference["properties"]["start_s"]["description"]
 
 
 def test_openapi_shows_every_body_of_a_detection(serve) -> None:

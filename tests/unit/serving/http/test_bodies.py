@@ -14,12 +14,14 @@ import pytest
 from fastapi import Request
 from http_signals import assert_problem, detect, packed, png, recorded, tone
 
+from longhaul.errors import UserError
 from longhaul.serving.http.archives import find_packed
 from longhaul.serving.http.bodies import BodyLimits, read_body
 from longhaul.serving.http.settings import Limits
 from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
 from longhaul.serving.http.signals import Signal
 from longhaul.serving.refusals import BodyTooLarge, BrokenSignal, SlowBody, UnsupportedContentType
+from longhaul.signals.recording import open_recording
 
 SIGMF = {"Content-Type": "application/x-sigmf"}
 
@@ -109,6 +111,22 @@ def boundless_header() -> bytes:
     return header.tobuf(tarfile.USTAR_FORMAT) + bytes(4096)
 
 
+def extended(kind: bytes, content: bytes) -> bytes:
+    """A header that describes the next one, in tar's blocks."""
+    member = tarfile.TarInfo("x")
+    member.size, member.type = len(content), kind
+    return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def sparse_without_its_map() -> bytes:
+    """The header of a file with holes, which says that another one follows."""
+    header = bytearray(tarfile.TarInfo("a").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = b"S", 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
 @pytest.mark.parametrize(
     ("body", "refusal", "words"),
     [
@@ -122,13 +140,25 @@ def boundless_header() -> bytes:
         (tar(("a.sigmf-meta", b"{}"), ("a.sigmf-data", b"x" * 9999))[:4000], BrokenSignal, "within its recording|damaged"),
         (tar(*[(f"m{i}", b"") for i in range(17)]), BodyTooLarge, "more than 16 members"),
         (tar(("a.sigmf-meta", bytes(10 << 20)), ("a.sigmf-data", b"")), BodyTooLarge, "its metadata"),
-        (boundless_header(), BrokenSignal, "header without end"),
+        (boundless_header(), BrokenSignal, "headers without end"),
+        (b"".join(extended(kind, b"6 a=b\n") for kind in (b"x", b"L") for _ in range(100)), BrokenSignal, "damaged"),
+        (extended(b"x", b"6 a=b\n" * 10_000) * 5, BrokenSignal, "headers without end"),
+        (sparse_without_its_map(), BrokenSignal, "damaged"),
+        (sparse_without_its_map() + (bytes(504) + b"\1" + bytes(7)) * 1000, BrokenSignal, "headers without end"),
         (tar(("a.sigmf-meta", b""), ("a.sigmf-data", b""), kind=tarfile.SYMTYPE, link="/etc/passwd"), BrokenSignal, "holds 0"),
     ],
 )
 def test_archives_that_cannot_be_used(body, refusal, words) -> None:
     with pytest.raises(refusal, match=words):
         find_packed(io.BytesIO(body), "the body", Limits())
+
+
+def test_headers_without_end_on_disk_are_refused_too(tmp_path) -> None:
+    for number, body in enumerate((extended(b"L", b"abc\0") * 1000, sparse_without_its_map())):
+        path = tmp_path / f"{number}.sigmf"
+        path.write_bytes(body)
+        with pytest.raises(UserError, match="not an uncompressed tar archive, or damaged"):
+            open_recording(path)
 
 
 def test_a_members_path_means_nothing(tmp_path) -> None:
@@ -183,6 +213,17 @@ def test_metadata_that_cannot_be_used(meta, words) -> None:
         pair(meta)
     assert "/tmp" not in str(refusal.value)
     assert "longhaul-sigmf" not in str(refusal.value)
+
+
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    captures = [{"core:sample_start": 10.0, "core:header_bytes": 8.0, "core:global_index": 10.0}]
+    data = np.arange(400, dtype=np.float32).tobytes()
+    signal = pair(metadata(captures, num_channels=1.0, offset=10.0, trailing_bytes=16.0), data)
+    assert (signal.recording.samples, signal.offset) == (197, 8)
+    np.testing.assert_array_equal(signal.read(0, 2), np.array([2 + 3j, 4 + 5j], np.complex64))
+    for value in (8.5, -8.0):
+        with pytest.raises(BrokenSignal, match="header_bytes"):
+            pair(metadata([{"core:sample_start": 0, "core:header_bytes": value}]))
 
 
 def test_metadata_take_no_longer_for_what_is_not_needed() -> None:

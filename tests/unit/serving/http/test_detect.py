@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ
-from http_signals import IQ, OCTETS, assert_problem, detect, packed, png, recorded, tone
+from http_signals import IQ, OCTETS, assert_problem, detect, local_client, packed, png, recorded, tone
 
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.http.answers import DetectAnswer
@@ -123,7 +123,7 @@ def test_a_deadline_may_be_asked_for_within_bounds(serve) -> None:
 
 
 def test_what_would_come_too_late_is_refused_with_a_time_to_come_again(client, detectors, monkeypatch) -> None:
-    monkeypatch.setattr(detectors.ensemble, "forecast_s", lambda: 3.9)
+    monkeypatch.setattr(detectors.ensemble, "forecast_s", lambda models=None: 3.9)
     response = detect(client, tone())
     body = assert_problem(response, 503, "overloaded", "3.9 s", "0.4 s")
     assert response.headers["retry-after"] == "4"
@@ -236,10 +236,8 @@ def test_a_reference_that_is_none(client, body, words) -> None:
 
 
 def test_where_no_detector_is_served(catalog) -> None:
-    from fastapi.testclient import TestClient
-
     from longhaul.serving.http.api import build_api
     from longhaul.serving.http.settings import ApiSettings
 
-    with TestClient(build_api(catalog, ApiSettings(open_loopback=True))) as client:
+    with local_client(build_api(catalog, ApiSettings(open_loopback=True))) as client:
         assert_problem(detect(client, tone()), 404, "no-detector", "GET /v1/models")

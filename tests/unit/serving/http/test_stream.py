@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -163,7 +163,7 @@ def test_a_full_server_says_when_to_come_again(serve, detectors, monkeypatch) ->
             assert message["problem"]["retry_after_s"] == 5
         first.send_text('{"type": "end"}')
         assert first.receive_json()["type"] == "end"
-    monkeypatch.setattr(detectors.ensemble, "forecast_s", lambda: 100.0)
+    monkeypatch.setattr(detectors.ensemble, "forecast_s", lambda models=None: 100.0)
     with stream(client) as socket:
         ended(socket, 1013, "overloaded", "100 s")
 
@@ -253,3 +253,52 @@ def test_a_token_comes_in_the_header_or_in_the_first_message(serve, tmp_path) ->
         ended(socket, 1008, "unauthorised", "not valid")
     with stream(client, START | {"token": chief}) as socket:
         ended(socket, 1008, "forbidden", "scope predict")
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """The path of a token file with `reader`, and the secret."""
+    secret, entry = new_token("reader", ["predict"])
+    TokenFile(tokens=(entry,)).write(tmp_path / "tokens.json")
+    return tmp_path / "tokens.json", secret
+
+
+def test_strangers_take_no_place(serve, guarded) -> None:
+    path, secret = guarded
+    client = serve(tokens=str(path), open_loopback=False, streams={"most": 1, "strangers": 2})
+    with ExitStack() as stack:
+        silent = [stack.enter_context(client.websocket_connect("/v1/stream")) for _ in range(2)]
+        with stream(client, headers={"Authorization": f"Bearer {secret}"}) as socket:
+            ready(socket)
+        with stream(client, START | {"token": secret}) as socket:  # a third: the oldest makes room
+            ready(socket)
+        ended(silent[0], 1013, "overloaded", "wait for their first message")
+        silent[1].send_text(json.dumps(START | {"token": secret}))
+        ready(silent[1])
+        with stream(client, START | {"token": secret}) as socket:  # whoever has a token needs a place all the same
+            ended(socket, 1013, "overloaded", "1 streams are open")
+
+
+def test_a_revoked_token_ends_an_open_stream(serve, guarded) -> None:
+    path, secret = guarded
+    client, before = serve(tokens=str(path), open_loopback=False), TokenFile.read(path)
+    for options in ({"start": START | {"token": secret}}, {"headers": {"Authorization": f"Bearer {secret}"}}):
+        before.write(path)
+        with stream(client, **options) as socket:
+            ready(socket)
+            socket.send_bytes(tone(1).tobytes())
+            assert socket.receive_json()["type"] == "chunk"
+            TokenFile(tokens=()).write(path)
+            socket.send_bytes(tone(1).tobytes())
+            ended(socket, 1008, "unauthorised", "not valid")
+
+
+@pytest.mark.parametrize(
+    ("models", "words"), [(["x" * 129], "models.0"), (["grid"] * 65, "models"), (["abcdefgh" * 10_000], "more than 65,536 bytes")]
+)
+def test_names_of_models_have_bounds(client, models, words) -> None:
+    with stream(client, START | {"models": models}) as socket:
+        message = socket.receive_json()
+        assert message["problem"]["status"] in (413, 422)
+        assert words in message["problem"]["detail"]
+        assert len(str(message)) < 1000

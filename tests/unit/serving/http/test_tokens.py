@@ -6,6 +6,11 @@ import hashlib
 import hmac
 import os
 import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,6 +58,73 @@ def test_a_token_is_revoked_while_the_file_is_watched(tmp_path) -> None:
     TokenFile.read(path).without("one").write(path)
     assert watch.current().find(first) is None
     assert watch.current().find(second) == other
+
+
+def test_many_who_change_the_file_at_once_undo_nothing_of_each_other(tmp_path) -> None:
+    path = tmp_path / "tokens.json"
+    TokenFile(tokens=tuple(new_token(f"old{i}", ["predict"])[1] for i in range(8))).write(path)
+
+    def change(i: int) -> None:
+        _, entry = new_token(f"new{i}", ["predict"])
+        TokenFile.change(path, lambda known: known.without(f"old{i}").with_entry(entry))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+    assert {entry.name for entry in TokenFile.read(path).tokens} == {f"new{i}" for i in range(8)}
+
+
+def test_a_change_waits_for_that_of_another_process(tmp_path) -> None:
+    path, begun = tmp_path / "tokens.json", tmp_path / "begun"
+    _, stays = new_token("stays", ["predict"])
+    _, goes = new_token("goes", ["predict"])
+    TokenFile(tokens=(stays, goes)).write(path)
+    script = (
+        "import sys; from pathlib import Path; from longhaul.serving.http.tokens import TokenFile; "
+        "TokenFile.change(Path(sys.argv[1]), lambda known: "
+        "(Path(sys.argv[2]).touch(), sys.stdin.readline(), known.with_entry(known.tokens[0].model_copy(update={'name': 'late'})))[2])"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, path, begun], stdin=subprocess.PIPE)
+    assert other.stdin is not None
+    while not begun.exists():
+        assert other.poll() is None
+        time.sleep(0.01)
+    revoking = threading.Thread(target=TokenFile.change, args=(path, lambda known: known.without("goes")))
+    revoking.start()
+    revoking.join(0.2)
+    other.communicate(b"\n")
+    revoking.join()
+    assert [entry.name for entry in TokenFile.read(path).tokens] == ["stays", "late"]
+
+
+def test_what_a_link_leads_to_is_changed_and_the_link_stays(tmp_path) -> None:
+    real, link = tmp_path / "secrets" / "tokens.json", tmp_path / "tokens.json"
+    real.parent.mkdir()
+    TokenFile().write(real)
+    link.symlink_to(real)
+    _, entry = new_token("one", ["predict"])
+    TokenFile.change(link, lambda known: known.with_entry(entry))
+    assert link.is_symlink()
+    assert TokenFile.read(real).tokens == (entry,)
+
+
+def test_what_another_user_laid_in_the_way_is_neither_followed_nor_written(tmp_path) -> None:
+    path, foreign = tmp_path / "tokens.json", tmp_path / "foreign"
+    foreign.write_text("untouched")
+    for name in (f".tokens.json.{os.getpid()}.partial", ".tokens.json.lock"):
+        (tmp_path / name).symlink_to(foreign)
+    TokenFile().write(path)
+    assert foreign.read_text() == "untouched"
+    with pytest.raises(UserError, match="token file"):
+        TokenFile.change(path, lambda known: known)
+    assert foreign.read_text() == "untouched"
+
+
+def test_a_change_makes_a_file_only_where_that_was_asked_for(tmp_path) -> None:
+    path = tmp_path / "tokens.json"
+    with pytest.raises(UserError, match="No such file"):
+        TokenFile.change(path, lambda known: known)
+    TokenFile.change(path, lambda known: known, create=True)
+    assert TokenFile.read(path) == TokenFile()
 
 
 def test_a_file_that_is_gone_or_damaged_opens_to_nobody(tmp_path) -> None:
