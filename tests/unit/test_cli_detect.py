@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from longhaul.cli import detect as verb
+from longhaul.cli import serve as serve_verb
 from longhaul.cli.main import app
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
@@ -134,8 +135,9 @@ def test_the_token_comes_from_a_file_or_from_the_environment(
         assert "401" in str(refused.exception)
         part = ["--duration-s", "0.01"]
         assert run("detect", recording, "--url", guarded, "--token-file", tmp_path / "secret", *part).exit_code == 0
-        monkeypatch.setenv("LONGHAUL_TOKEN", made.stdout.strip())
-        assert run("detect", recording, "--url", guarded, *part).exit_code == 0
+        for secret in (made.stdout.strip(), made.stdout.strip() + "\n"):
+            monkeypatch.setenv("LONGHAUL_TOKEN", secret)
+            assert run("detect", recording, "--url", guarded, *part).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,12 @@ def test_the_token_comes_from_a_file_or_from_the_environment(
         (["none.png"], UserError, "there is no such file"),
         (["RECORDING", "--start-s", "9"], UserError, "nothing lies"),
         (["RECORDING", "--token-file", "none"], UserError, "holds the token"),
+        (["RECORDING", "--token-file", "RECORDING"], UserError, "no token has"),
+        (["RECORDING", "--start-s", "inf"], UserError, "nothing lies"),
+        (["RECORDING", "--duration-s", "nan"], UserError, "nothing lies"),
+        (["RECORDING", "--out", "RECORDING/a/picture.png"], UserError, "Give a file in a folder that you can write, with --out"),
+        (["RECORDING", "--json", "RECORDING/a.json"], UserError, "Give a file in a folder that you can write, with --json"),
+        (["RECORDING", "--json", "/"], UserError, "is a folder"),
         (["RECORDING"], Unreachable, "longhaul serve"),
         (["RECORDING", "--stream"], Unreachable, "longhaul serve"),
     ],
@@ -153,11 +161,55 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     arguments: Sequence[str], kind: type[UserError], words: str, recording: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    given = [str(recording) if part == "RECORDING" else part for part in arguments]
+    given = [part.replace("RECORDING", str(recording)) for part in arguments]
     result = run("detect", *given, "--url", "http://127.0.0.1:1")
     assert isinstance(result.exception, kind)
     assert words in str(result.exception)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_answers_are_kept_where_drawing_fails(
+    recording: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.png"
+
+    def gone_meanwhile(*_: Any, **__: Any) -> bytes:
+        picture.mkdir()
+        return b""
+
+    monkeypatch.setattr("longhaul.insight.detections.draw_detections", gone_meanwhile)
+    result = run("detect", recording, "--url", url, "--out", picture, "--json", tmp_path / "new" / "answers.json")
+    assert isinstance(result.exception, UserError)
+    assert "--out" in str(result.exception)
+    assert len(answers_of(tmp_path / "new" / "answers.json")["chunks"]) == CHUNKS
+
+
+def test_serve_says_which_config_it_wants_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("serve", "--registry", tmp_path, "--port", "8123")
+    assert isinstance(result.exception, UserError)
+    assert "--config" in str(result.exception)
+    assert "checkout" in str(result.exception)
+
+
+@pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("roof", "roof")])
+def test_the_address_that_serve_tells_is_one_that_can_be_asked(host: str, shown: str) -> None:
+    assert serve_verb._reachable(host) == shown
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "host"),
+    [
+        ("http_options: {host: '::1'}", None, "::1"),
+        ("http_options: {host: '::1'}", "0.0.0.0", "0.0.0.0"),
+        ("http_options:", None, "127.0.0.1"),
+        ("[]", None, "127.0.0.1"),
+        ("{", None, "127.0.0.1"),
+    ],
+)
+def test_the_address_to_listen_on_is_the_options_or_the_configs(tmp_path: Path, config: str, option: str, host: str) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    assert serve_verb._host_of(tmp_path / "config.yaml", option) == host
 
 
 def status(model: str, became: Status, detail: str | None = None) -> ModelStatus:

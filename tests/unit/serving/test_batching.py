@@ -219,19 +219,20 @@ def test_what_runs_at_its_deadline_ends_late() -> None:
     assert run_virtually(scenario) == pytest.approx(0.02)
 
 
-def test_a_request_without_a_deadline_is_not_starved_by_urgent_ones() -> None:
+@pytest.mark.parametrize(("urgent_ones", "size"), [(6, 1), (40, 3)])
+def test_a_request_without_a_deadline_is_not_starved_by_urgent_ones(urgent_ones, size) -> None:
     async def scenario() -> float:
         _, batcher = await taught()
         loop = asyncio.get_running_loop()
 
         async def urgent() -> None:
             for _ in range(1000):
-                await asyncio.gather(*(batcher.infer(samples(1, 1), deadline=loop.time() + 0.3) for _ in range(2)))
+                await asyncio.gather(batcher.infer(samples(1, 1), deadline=loop.time() + 0.3), return_exceptions=True)
 
-        crowd = [asyncio.create_task(urgent()) for _ in range(3)]
+        crowd = [asyncio.create_task(urgent()) for _ in range(urgent_ones)]
         await asyncio.sleep(0.1)
         begun = loop.time()
-        await batcher.infer(samples(2))
+        await batcher.infer(samples(*[2] * size))  # 3 and 2 do not fit together; 2 and 2 do, and more a second
         took = loop.time() - begun
         for task in crowd:
             task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI, Request, WebSocket
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from answering import PROBLEM, Asked, busy, streaming
+from fastapi import FastAPI, WebSocket
+from fastapi.responses import PlainTextResponse, Response
 from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
 from listening import listening
 from recordings import CENTER, RATE, SAMPLES, written
@@ -30,44 +32,12 @@ from longhaul.signals.recording import open_recording, write_recording
 
 Serve = Callable[[Any], str]
 
-PROBLEM = {
-    "type": "urn:longhaul:problem:overloaded",
-    "title": "Too much to do",
-    "status": 503,
-    "detail": "Ask again",
-    "instance": "x",
-}
-NOTHING = {"degraded": False, "chunks": []}
-CHUNK = {"index": 0, "duration_s": 0.01, "degraded": False, "seconds": 0.01, "models": [], "detections": []}
-
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """`serve(app)`: the application on a port of loopback until the test ends."""
     with contextlib.ExitStack() as stack:
         yield lambda app: stack.enter_context(listening(app))
-
-
-class Asked:
-    """An application that keeps what it was asked, and answers what it is told to, one thing after another."""
-
-    def __init__(self, *answers: Response) -> None:
-        self.requests: list[tuple[Request, bytes]] = []
-        self.app = FastAPI()
-        left = list(answers)
-
-        @self.app.post("/v1/detect")
-        async def detect(request: Request) -> Response:
-            self.requests.append((request, await request.body()))
-            return left.pop(0) if left else JSONResponse(NOTHING)
-
-    @property
-    def last(self) -> tuple[Request, bytes]:
-        return self.requests[-1]
-
-
-def busy(retry_after: str = "0") -> Response:
-    return JSONResponse(PROBLEM, 503, {"Retry-After": retry_after})
 
 
 def test_importing_the_client_imports_no_ray() -> None:
@@ -155,40 +125,6 @@ def test_where_nobody_answers_the_error_says_what_to_start(tmp_path: Path) -> No
             server.detect_iq(SAMPLES, RATE)
         with pytest.raises(Unreachable, match="longhaul serve"):
             list(server.stream(recording))
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", ""])
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="is no address"):
-        Longhaul(url)
-
-
-def streaming(
-    *messages: dict[str, Any] | str, chunk_samples: int = 1000, read_all: bool = True, close: int | None = None
-) -> tuple[FastAPI, list[Any]]:
-    """An application that says `ready`, reads until the end if it shall, and then says `messages`; what it got is in the list."""
-    app, got = FastAPI(), []
-
-    @app.websocket("/v1/stream")
-    async def stream(door: WebSocket) -> None:
-        await door.accept()
-        got.append(json.loads(await door.receive_text()))
-        await door.send_text(json.dumps({"type": "ready", "chunk_samples": chunk_samples, "chunk_s": 0.01}))
-        raw = 0
-        while read_all:
-            message = await door.receive()
-            if message.get("bytes") is None:
-                break
-            raw += len(message["bytes"])
-            while raw >= 8 * chunk_samples:
-                raw -= 8 * chunk_samples
-                await door.send_text(json.dumps({"type": "chunk", "answer": CHUNK, "tracks": []}))
-        for message in messages:
-            await door.send_text(message if isinstance(message, str) else json.dumps(message))
-        if close is not None:
-            await door.close(close)
-
-    return app, got
 
 
 def test_a_recording_is_streamed_with_an_update_for_each_chunk_and_one_at_the_end(tmp_path: Path, serve: Serve) -> None:
@@ -351,3 +287,15 @@ def test_a_server_of_the_real_kind_tells_why_it_ends_a_stream(real: tuple[str, s
     with Longhaul(*real) as server, pytest.raises(Refused, match="12345") as refused:
         list(server.stream_iq([samples.tobytes()], "cf32_le", SAMPLE_RATE_HZ))
     assert refused.value.status == 400
+
+
+def test_the_readmes_example_runs(tmp_path: Path, real: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Longhaul(" in block)
+    (path,) = re.findall(r'"(\S+\.sigmf-meta)"', example)
+    meta = tmp_path / path
+    meta.parent.mkdir(parents=True)
+    write_recording(meta.with_suffix(""), noisy(2), sample_rate_hz=SAMPLE_RATE_HZ, center_hz=CENTER)
+    url, secret = real
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace('"http://127.0.0.1:8000"', repr(url) + f", {secret!r}"), "README.md", "exec"), {})

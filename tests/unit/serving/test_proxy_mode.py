@@ -48,6 +48,15 @@ def test_without_the_binary_pythons_proxy_stays(monkeypatch) -> None:
         assert SWITCH not in os.environ
 
 
+ANOTHER = """
+import os
+from longhaul.serving.proxy_mode import faster_proxy
+proxy = faster_proxy()
+proxy.__enter__()
+print(dict(os.environ))
+"""
+
+
 @pytest.fixture
 def haproxy(monkeypatch, tmp_path) -> Path:
     """A program in HAProxy's place that says how it was called."""
@@ -56,14 +65,24 @@ def haproxy(monkeypatch, tmp_path) -> Path:
     return tmp_path / "haproxy.cfg"
 
 
+@pytest.mark.parametrize("host", ["::1", "::", "192.0.2.2"])
+def test_where_serve_would_look_for_its_replicas_in_vain_its_own_proxy_stays(haproxy, host) -> None:
+    before = dict(os.environ)
+    with faster_proxy(host) as chosen:
+        assert chosen is False
+        assert dict(os.environ) == before
+    with faster_proxy("0.0.0.0") as chosen:
+        assert chosen is True
+
+
 def test_no_port_is_shared_with_another_server_of_the_machine(haproxy) -> None:
     taken = []
     with faster_proxy() as chosen:
         taken.append(_ports(os.environ))
         assert chosen
-        script = "import os; from longhaul.serving.proxy_mode import faster_proxy as f; c = f(); c.__enter__(); print(dict(os.environ))"
         bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
-        other = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-c", ANOTHER]
+        other = subprocess.run(command, env=bare, capture_output=True, text=True, check=True).stdout
         if SWITCH in other:  # where there is an HAProxy
             taken.append(_ports(ast.literal_eval(other)))
     *first, replicas = taken[0]

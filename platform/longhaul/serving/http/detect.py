@@ -29,6 +29,7 @@ from longhaul.serving.http.references import Reference, References
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
 from longhaul.serving.http.signals import MOST_HZ, Signal
+from longhaul.serving.http.stream_plan import LONGEST_NAME, MOST_MODELS
 from longhaul.serving.http.tile_body import most_bytes, tile_pixels
 from longhaul.serving.http.tokens import Scope
 from longhaul.serving.refusals import (
@@ -71,8 +72,19 @@ class DetectQuery(BaseModel):
 
     @property
     def wanted(self) -> list[str] | None:
-        """The names in `models`."""
-        return None if self.models is None else [name.strip() for name in self.models.split(",") if name.strip()]
+        """The names in `models`.
+
+        Raises:
+            InvalidParameter: too many, or too long to be any.
+        """
+        if self.models is None:
+            return None
+        names = [name.strip() for name in self.models.split(",") if name.strip()]
+        if len(names) > MOST_MODELS or any(len(name) > LONGEST_NAME for name in names):
+            raise InvalidParameter(
+                f"models: more than {MOST_MODELS} names, or one of more than {LONGEST_NAME} letters", "GET /v1/models lists them"
+            )
+        return names
 
 
 async def one_of_each(request: Request) -> None:

@@ -16,8 +16,8 @@ from longhaul.serving.http.signals import MOST_HZ, check_frequencies, check_leve
 from longhaul.serving.refusals import BodyTooLarge, BrokenSignal, InvalidParameter
 
 STREAM = "the stream"
-MOST_MODELS = 64
-ModelName = Annotated[str, Field(max_length=128)]
+MOST_MODELS, LONGEST_NAME = 64, 128
+_ModelName = Annotated[str, Field(max_length=LONGEST_NAME)]
 _Message = TypeVar("_Message", bound=BaseModel)
 
 
@@ -34,7 +34,7 @@ class StreamStart(BaseModel):
     center_hz: float | None = Field(None, ge=-MOST_HZ, le=MOST_HZ, allow_inf_nan=False, examples=[2.437e9])
     datatype: str = Field(max_length=16, examples=["ci16_le"])
     deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[400])
-    models: tuple[ModelName, ...] | None = Field(None, max_length=MOST_MODELS, examples=[["wifi_bluetooth"]])
+    models: tuple[_ModelName, ...] | None = Field(None, max_length=MOST_MODELS, examples=[["wifi_bluetooth"]])
     token: str | None = Field(None, max_length=256, repr=False)
 
 

@@ -285,3 +285,14 @@ def test_the_front_end_is_warm_before_the_first_chunk_and_nothing_is_learned_fro
     assert told(answer) == {"a": "on_time"}
     assert one._front.times.seconds(1) < 0.3
     one.close()
+
+
+def test_so_is_another_front_end_and_what_the_old_one_took_is_forgotten() -> None:
+    one = ensemble_of(a=Still(delay_s=0))
+    asyncio.run(one.detect(signal()))
+    front_end = Slow(nfft=64, hop=64, tile=SIDE)
+    one.replace(one.members[0], TileSettings.model_construct(front_end=front_end, chunk_s=0.01))
+    assert one._front.times.seconds(1) == 0
+    one._front.start().result()  # behind the warming up
+    assert front_end._seen == [CHUNK_SAMPLES]
+    one.close()

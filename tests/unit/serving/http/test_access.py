@@ -75,7 +75,9 @@ def test_an_open_server_answers_by_no_other_name(client, host) -> None:
     assert_problem(detect(client, tone(), {"Host": host}), 403, "foreign-site")
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1.evil.example", "null", "", "file://", "evil.example"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://127.0.0.1.evil.example", "null", "", "file://", "evil.example"]
+)
 def test_an_open_server_answers_no_page_of_another_site(client, origin) -> None:
     assert_problem(detect(client, tone(), {"Origin": origin}), 403, "foreign-site", "origin")
     assert 'longhaul_refusals_total{problem="foreign-site",replica="here"} 1.0' in client.get("/metrics").text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from longhaul.serving.http.bodies import BodyLimits, read_body
 from longhaul.serving.http.settings import Limits
 from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
 from longhaul.serving.http.signals import Signal
-from longhaul.serving.refusals import BodyTooLarge, BrokenSignal, SlowBody, UnsupportedContentType
+from longhaul.serving.http.tile_body import tile_pixels
+from longhaul.serving.refusals import BodyTooLarge, BrokenImage, BrokenSignal, SlowBody, UnsupportedContentType
 from longhaul.signals.recording import open_recording
 
 SIGMF = {"Content-Type": "application/x-sigmf"}
@@ -300,3 +303,23 @@ def test_a_form_and_its_files_leave_no_open_file(client, tmp_path) -> None:
         assert client.post("/v1/detect", files=files).status_code == 200
         client.post("/v1/detect", files={"data": files["data"]})
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def interlaced(pixels: np.ndarray, blocks: bytes | None = None) -> bytes:
+    """A PNG in grey in Adam7's seven passes (PNG specification, 8.2); `blocks` instead of them where it is to be broken."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = b"".join(b"\0" + row.tobytes() for x, y, across, down in passes for row in pixels[y::down, x::across])
+
+    def part(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 0, 0, 0, 1)
+    body = part(b"IDAT", zlib.compress(rows if blocks is None else blocks))
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + body + part(b"IEND", b"")
+
+
+def test_an_interlaced_tile_is_read_and_one_that_is_cut_short_says_so() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    np.testing.assert_array_equal(tile_pixels(interlaced(pixels), 64).numpy(), pixels)
+    with pytest.raises(BrokenImage, match="truncated.*Save it as a PNG anew"):
+        tile_pixels(interlaced(pixels, bytes(64 * 65)), 64)

@@ -98,6 +98,16 @@ def test_models_are_chosen_by_name(client) -> None:
     assert_problem(detect(client, tone(), models="wire"), 404, "unknown-model", "'wire'", "Did you mean 'wide'?")
     assert_problem(detect(client, tone(), models="tiny"), 409, "wrong-task", "'tiny': is no detector", "grid, wide")
     assert_problem(detect(client, tone(), models=","), 422, "invalid-parameter", "names none")
+    both = answered(detect(client, tone(), models=" wide , grid"))
+    assert [model.model for model in both.chunks[0].models] == ["grid", "wide"]
+    for many in ("x" * 129, ",".join(["grid"] * 65)):
+        assert_problem(detect(client, tone(), models=many), 422, "invalid-parameter", "more than 64 names")
+
+
+def test_a_parameter_that_is_misspelt_or_there_twice_is_told(client) -> None:
+    assert_problem(detect(client, tone(), center_freq=1e9), 422, "invalid-parameter", "query.center_freq")
+    for name, values in (("models", ["grid", "wide"]), ("sample_rate", [1e6, 1e6])):
+        assert_problem(detect(client, tone(), **{name: values}), 422, "invalid-parameter", f"'{name}' is there 2 times")
 
 
 def test_tracks_come_when_they_are_asked_for(client) -> None:

@@ -76,6 +76,24 @@ def test_nothing_outside_is_reached(root, path) -> None:
     assert str(secret) not in str(refusal.value).replace(path.format(root=root, parent=root.parent), "")
 
 
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "a" * 300 + ".sigmf", "é" * 200 + ".sigmf-meta", "roof.sigmf-data/x", "roof.sigmf-data/x.sigmf"]
+)
+def test_a_name_that_no_file_can_have_is_the_clients_mistake(root, name) -> None:
+    with pytest.raises(BadReference):
+        opened(root / name, root)
+
+
+@pytest.mark.parametrize("dataset", ["x" * 300, "x" * 5000, "a\0b", "folder.sigmf-data"])
+def test_a_data_file_that_cannot_be_is_the_clients_mistake(root, dataset) -> None:
+    (root / "folder.sigmf-data").mkdir()
+    meta = json.loads((root / "roof.sigmf-meta").read_text())
+    meta["global"]["core:dataset"] = dataset
+    (root / "roof.sigmf-meta").write_text(json.dumps(meta))
+    with pytest.raises(BadReference):
+        opened(root / "roof.sigmf-meta", root)
+
+
 def test_a_link_that_stays_below_the_roots_is_followed(root) -> None:
     (root / "again.sigmf-meta").symlink_to(root / "roof.sigmf-meta")
     (root / "again.sigmf-data").symlink_to(root / "roof.sigmf-data")

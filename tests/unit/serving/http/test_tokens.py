@@ -78,11 +78,18 @@ def test_a_change_waits_for_that_of_another_process(tmp_path) -> None:
     _, stays = new_token("stays", ["predict"])
     _, goes = new_token("goes", ["predict"])
     TokenFile(tokens=(stays, goes)).write(path)
-    script = (
-        "import sys; from pathlib import Path; from longhaul.serving.http.tokens import TokenFile; "
-        "TokenFile.change(Path(sys.argv[1]), lambda known: "
-        "(Path(sys.argv[2]).touch(), sys.stdin.readline(), known.with_entry(known.tokens[0].model_copy(update={'name': 'late'})))[2])"
-    )
+    script = """
+import sys
+from pathlib import Path
+from longhaul.serving.http.tokens import TokenFile
+
+def changed(known):
+    Path(sys.argv[2]).touch()
+    sys.stdin.readline()
+    return known.with_entry(known.tokens[0].model_copy(update={"name": "late"}))
+
+TokenFile.change(Path(sys.argv[1]), changed)
+"""
     other = subprocess.Popen([sys.executable, "-c", script, path, begun], stdin=subprocess.PIPE)
     assert other.stdin is not None
     while not begun.exists():
