@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 from longhaul.serving.refusals import BodyTooLarge, Refusal, SlowBody, UnsupportedContentType
 
 Spool = SpooledTemporaryFile[bytes]
+_LEAST_BYTES_PER_S = 16_384  # a body that drips would keep its place in the server for ever
 _BLOCK = 1 << 20  # written at a time: fewer steps onto a thread
 
 
@@ -116,16 +117,21 @@ def bounded(request: Request, limits: BodyLimits) -> Receive:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.size:
         raise limits.refusal(f"the body has {int(declared[:20]):,} bytes, the limit is {limits.size:,}", limits.fix)
-    received = 0
+    received, waited = 0, 0.0
+    clock = asyncio.get_running_loop().time
 
     async def receive() -> Message:
-        nonlocal received
+        nonlocal received, waited
+        began = clock()
         try:
             async with asyncio.timeout(limits.idle_s):  # wait_for would make a task for each block
                 message = await request.receive()
         except TimeoutError:
             raise SlowBody(f"no more of the body came for {limits.idle_s:g} s", "Send it in one go") from None
         received += len(message.get("body", b""))
+        waited += clock() - began
+        if waited > limits.idle_s + received / _LEAST_BYTES_PER_S:
+            raise SlowBody(f"{received:,} bytes in {waited:.3g} s are too slow", "Send it in one go")
         if received > limits.size:
             raise limits.refusal(f"the body has more than {limits.size:,} bytes", limits.fix)
         return message

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fastapi import Request
 from http_signals import assert_problem, detect, packed, png, recorded, tone
+from virtual_clock import run_virtually
 
 from longhaul.errors import UserError
 from longhaul.serving.http.archives import find_packed
@@ -321,5 +322,22 @@ def interlaced(pixels: np.ndarray, blocks: bytes | None = None) -> bytes:
 def test_an_interlaced_tile_is_read_and_one_that_is_cut_short_says_so() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     np.testing.assert_array_equal(tile_pixels(interlaced(pixels), 64).numpy(), pixels)
-    with pytest.raises(BrokenImage, match="truncated.*Save it as a PNG anew"):
+    with pytest.raises(BrokenImage, match=r"truncated.*Save it as a PNG anew"):
         tile_pixels(interlaced(pixels, bytes(64 * 65)), 64)
+
+
+def test_a_body_that_drips_is_cut_off_although_it_never_pauses_for_long() -> None:
+    given = 0
+
+    async def receive():
+        nonlocal given
+        given += 1
+        await asyncio.sleep(4)
+        return {"type": "http.request", "body": b"x" * 100, "more_body": True}
+
+    async def ask() -> None:
+        with pytest.raises(SlowBody, match="too slow"):
+            await read_body(request_of(receive), BodyLimits(1 << 20, 1 << 20, 10))
+
+    run_virtually(ask)
+    assert given == 3
