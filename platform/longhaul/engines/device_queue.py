@@ -133,3 +133,27 @@ class DeviceQueue:
         lane.buffer[:samples].copy_(source, non_blocking=self._stream is not None)
         outputs = lane.run(samples if self._any_size else size)
         return {name: tensor[:samples].to("cpu", non_blocking=True, copy=True) for name, tensor in outputs.items()}
+
+
+class QueuedEngine:
+    """The part of `InferenceEngine` that a `DeviceQueue` gives: torch and TensorRT add how their kernels come and go."""
+
+    _queue: DeviceQueue
+
+    @property
+    def max_batch(self) -> int:
+        """See `InferenceEngine`."""
+        return self._queue.max_batch
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The batch sizes that run as a CUDA graph."""
+        return self._queue.captured
+
+    def infer(self, batch: Array | Tensor) -> dict[str, Array]:
+        """See `InferenceEngine.infer`; a CUDA tensor, of this GPU or another, is copied once, on the devices."""
+        return self._queue.run(batch)
+
+    def warm_up(self) -> None:
+        """See `InferenceEngine.warm_up`."""
+        self._queue.warm_up()

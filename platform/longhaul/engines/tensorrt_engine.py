@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longhaul.engines.device_queue import DeviceQueue
-from longhaul.engines.inference import Array, EngineClosed, check_input_shape, check_names, only_input
+from longhaul.engines.device_queue import DeviceQueue, QueuedEngine
+from longhaul.engines.inference import EngineClosed, check_input_shape, check_names, only_input
 from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.workloads.base import Signature
 
@@ -39,7 +39,7 @@ class PlanNotLoadable(LonghaulError):
     """A plan's library is not here, or it was built for another version or GPU; another plan, or ONNX Runtime, may serve."""
 
 
-class TensorRTEngine:
+class TensorRTEngine(QueuedEngine):
     """Plans of one model, on one stream; an execution context each, whose scratch memory is its own.
 
     A batch is padded up to the smallest plan that holds it. From `warm_up` on, plans of a fixed batch run as CUDA graphs.
@@ -87,24 +87,6 @@ class TensorRTEngine:
                 any_size=None in plans,
                 graphs=graphs,
             )
-
-    @property
-    def max_batch(self) -> int:
-        """See `InferenceEngine`."""
-        return self._queue.max_batch
-
-    @property
-    def captured(self) -> tuple[int, ...]:
-        """The batch sizes that run as a CUDA graph."""
-        return self._queue.captured
-
-    def infer(self, batch: Array | Tensor) -> dict[str, Array]:
-        """See `InferenceEngine.infer`; a CUDA tensor, of this GPU or another, is copied once, on the devices."""
-        return self._queue.run(batch)
-
-    def warm_up(self) -> None:
-        """See `InferenceEngine.warm_up`."""
-        self._queue.warm_up()
 
     def close(self) -> None:
         """See `InferenceEngine.close`."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from longhaul.engines.device_queue import DeviceQueue
-from longhaul.engines.inference import Array, EngineClosed, only_input
+from longhaul.engines.device_queue import DeviceQueue, QueuedEngine
+from longhaul.engines.inference import EngineClosed, only_input
 from longhaul.workloads.base import Signature
 
 
-class TorchEngine:
+class TorchEngine(QueuedEngine):
     """A torch module in eval mode.
 
     Args:
@@ -47,24 +47,6 @@ class TorchEngine:
             any_size=not batches,
             graphs=graphs,
         )
-
-    @property
-    def max_batch(self) -> int:
-        """See `InferenceEngine`."""
-        return self._queue.max_batch
-
-    @property
-    def captured(self) -> tuple[int, ...]:
-        """The batch sizes that run as a CUDA graph."""
-        return self._queue.captured
-
-    def infer(self, batch: Array | Tensor) -> dict[str, Array]:
-        """See `InferenceEngine.infer`."""
-        return self._queue.run(batch)
-
-    def warm_up(self) -> None:
-        """See `InferenceEngine.warm_up`."""
-        self._queue.warm_up()
 
     def close(self) -> None:
         """See `InferenceEngine.close`."""

@@ -67,7 +67,7 @@ class ModelServer:
             registry,
             catalog,
             names,
-            load=arguments.load_settings(),
+            load=arguments,
             candidates=arguments.candidates,
             every_s=arguments.watch_s,
         )
@@ -174,7 +174,7 @@ def listening_host() -> str | None:
 
 
 def _load(registry: Registry, models: list[str], arguments: ServeArguments) -> Catalog:
-    return load(registry, choose(registry, models), arguments.load_settings())
+    return load(registry, choose(registry, models), arguments)
 
 
 def _warn_of_crowding(catalog: Catalog, threads: int) -> None:

@@ -60,10 +60,6 @@ class ServeArguments(LoadSettings):
             return Registry(self.registry)
         return Registry(os.environ.get(REGISTRY_VARIABLE) or self.registry)
 
-    def load_settings(self) -> LoadSettings:
-        """How models become engines."""
-        return LoadSettings(engine=self.engine, threads=self.threads, devices=self.devices)
-
     def for_host(self, host: str | None) -> ServeArguments:
         """These, for a server that listens on `host` (None: nobody knows): without tokens it is open on loopback alone.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -104,9 +103,7 @@ class Catalog:
         """
         versions = self._models.get(name)
         if versions is None:
-            near = difflib.get_close_matches(name, self._models, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise UnknownModel(f"model {name!r}: not served", f"{hint}Served: {', '.join(sorted(self._models)) or 'none'}")
+            raise UnknownModel.among(name, sorted(self._models))
         if version is None:
             return next(iter(versions.values()))
         if version not in versions:

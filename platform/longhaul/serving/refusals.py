@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection
 from typing import ClassVar
 
 from longhaul.errors import UserError
@@ -55,6 +57,13 @@ class UnknownModel(Refusal):
     status = 404
     slug = "unknown-model"
     title = "No such model is served"
+
+    @classmethod
+    def among(cls, name: str, served: Collection[str]) -> UnknownModel:
+        """That name is none of these; tells the nearest."""
+        near = difflib.get_close_matches(name, served, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        return cls(f"model {name!r}: not served", f"{hint}Served: {', '.join(served) or 'none'}")
 
 
 class InvalidParameter(Refusal):

@@ -18,6 +18,7 @@ from longhaul.export.manifest import Manifest
 from longhaul.serving.batching import Batcher, Outputs
 from longhaul.serving.busy_time import BusyTime
 from longhaul.serving.classifier import Classifier, ImageLimits, Prediction
+from longhaul.serving.detection.asking import story
 from longhaul.serving.detection.members import Member
 from longhaul.serving.detection.merging import suppress
 from longhaul.signals.tile_folder import TileSettings
@@ -160,7 +161,7 @@ class ServedClassifier:
         try:
             self.classifier.answer(_only(await self._runner.infer(_zeros(self.manifest), deadline=None)))
         except Exception as error:
-            self.failure = _story(error)
+            self.failure = story(error)
             raise
         self.failure = ""
 
@@ -216,7 +217,7 @@ class ServedDetector:
                 raise RuntimeError("the model answered with a number that is not finite")
             suppress(outputs, self.manifest.signature.classes, score=0.0, iou=0.5)  # as an answer will, down to the last box
         except Exception as error:
-            self.failure = _story(error)
+            self.failure = story(error)
             raise
         self.failure = ""
 
@@ -251,11 +252,6 @@ def _zeros(manifest: Manifest) -> Tensor:
 def _only(outputs: Outputs) -> Outputs:
     """The one sample of a batch of one."""
     return {name: values[0] for name, values in outputs.items()}
-
-
-def _story(error: BaseException) -> str:
-    """What happened, with the cause that `EngineFailed` carries."""
-    return f"{error}: {error.__cause__}" if error.__cause__ else str(error) or type(error).__name__
 
 
 def _end(batcher: Batcher, engine: InferenceEngine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -310,8 +309,7 @@ class Ensemble:
 
     def _note(self, now: float, statuses: dict[str, Status]) -> None:
         costs = {
-            member.name: member.runner.seconds_per_sample / self.settings.values.get(member.name, member.value)
-            for member in self.members
+            member.name: member.runner.seconds_per_sample / self.settings.values.get(member.name, 1.0) for member in self.members
         }
         if gone := self._shedding.observe(now, statuses, costs):
             _log.warning("model %s is left out: too many answers miss their deadline", gone)
@@ -333,9 +331,7 @@ class Ensemble:
             return self.members
         for name in names:
             if name not in self._members:
-                near = difflib.get_close_matches(name, self._members, n=1, cutoff=0.5)
-                hint = f"Did you mean {near[0]!r}? " if near else ""
-                raise UnknownModel(f"model {name!r}: not in the ensemble", f"{hint}There are: {', '.join(self._members)}")
+                raise UnknownModel.among(name, self._members)
         return tuple(member for member in self.members if member.name in names)
 
     def _start_front(self) -> Future[None]:

@@ -34,7 +34,6 @@ class Member:
         version: which one.
         classes: labels by the network's number minus one (0 is padding).
         runner: gives `boxes` (N, D, 4) in pixels, `scores` (N, D), `labels` (N, D) for tiles (N, 1, T, T).
-        value: what its part in an answer is worth, compared with the other members.
         sample_rates_hz: what it was trained on; empty where nobody knows.
     """
 
@@ -42,7 +41,6 @@ class Member:
     version: str
     classes: tuple[str, ...]
     runner: Runner
-    value: float = 1.0
     sample_rates_hz: tuple[float, ...] = ()
 
     def doubt(self, sample_rate_hz: float | None) -> str | None:

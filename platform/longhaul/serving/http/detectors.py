@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection
 
@@ -87,10 +86,7 @@ class Detectors:
                 continue
             if self._catalog.versions(name):
                 raise WrongTask(f"model {name!r}: is no detector", f"Detectors: {', '.join(known)}")
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise UnknownModel(
-                f"model {name!r}: not served", f"{f'Did you mean {near[0]!r}? ' if near else ''}Detectors: {', '.join(known)}"
-            )
+            raise UnknownModel.among(name, known)
         return frozenset(names)
 
     def deadline_s(self, asked_ms: float | None) -> float:

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longhaul.errors import UserError
-from longhaul.serving.refusals import Overloaded, Refusal
+from longhaul.serving.refusals import InvalidParameter, Overloaded, Refusal
 
 REQUEST_ID_HEADER = "X-Request-ID"
 FAILURE = "The server failed; its log has the reason by this id"
@@ -89,7 +89,7 @@ class RequestEnvelope:
             _log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out: only closing the connection tells the client
-            answer = _answer(request_id, HTTPStatus.INTERNAL_SERVER_ERROR, FAILURE)
+            answer = _response(failure_of(scope))
             await answer(scope, receive, send_stamped)
 
 
@@ -136,14 +136,15 @@ async def _user_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     errors = [FieldProblem(field=".".join(map(str, e["loc"])), problem=str(e["msg"])) for e in error.errors()]
-    return _answer(
+    problem = _problem(
         _id_of(request),
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "; ".join(f"{e.field}: {e.problem}" for e in errors),
-        slug="invalid-parameter",
-        title="A parameter is not valid",
+        slug=InvalidParameter.slug,
+        title=InvalidParameter.title,
         errors=errors,
     )
+    return _response(problem)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -155,21 +156,9 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         detail = f"{request.method} {request.url.path}: no such route. GET /docs lists them"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{request.method} {request.url.path}: this route takes other methods. GET /docs lists them"
-    answer = _answer(_id_of(request), status, detail)
+    answer = _response(_problem(_id_of(request), status, detail))
     answer.headers.update(error.headers or {})
     return answer
-
-
-def _answer(
-    request_id: str,
-    status: HTTPStatus,
-    detail: str,
-    *,
-    slug: str = "",
-    title: str = "",
-    errors: Sequence[FieldProblem] | None = None,
-) -> JSONResponse:
-    return _response(_problem(request_id, status, detail, slug=slug, title=title, errors=errors))
 
 
 def _problem(
