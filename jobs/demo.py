@@ -83,27 +83,9 @@ def _make_scenes(cluster: Cluster) -> None:
 
 
 def _cut(cluster: Cluster) -> None:
-    commands = {
-        f"tiles-{kind}": [
-            LONGHAUL,
-            "signals",
-            "chunk",
-            str(DEMO / "recordings" / kind),
-            *CHUNKS,
-            "--out",
-            str(DEMO / "tiles" / kind),
-        ]
-        for kind in KINDS
-    }
-    commands["tiles-unseen"] = [
-        LONGHAUL,
-        "signals",
-        "chunk",
-        str(DEMO / "unseen"),
-        *CHUNKS,
-        "--out",
-        str(DEMO / "tiles" / "unseen"),
-    ]
+    sources = {kind: DEMO / "recordings" / kind for kind in KINDS} | {"unseen": DEMO / "unseen"}
+    chunk = [LONGHAUL, "signals", "chunk", *CHUNKS]
+    commands = {f"tiles-{name}": [*chunk, str(source), "--out", str(DEMO / "tiles" / name)] for name, source in sources.items()}
     run_together(commands, cluster.environment)
 
 

@@ -58,7 +58,7 @@ def divide(recording: Recording, settings: TileSettings) -> Division:
         )
     whole, rest = divmod(recording.samples, length)
     chunks = [Chunk(index, index * length, length) for index in range(whole)]
-    if settings.remainder == "half" and rest >= max(length / 2, nfft):
+    if settings.keeps_end(rest, recording.sample_rate_hz):
         chunks.append(Chunk(whole, whole * length, rest))
         rest = 0
     if not chunks:

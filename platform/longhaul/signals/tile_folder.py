@@ -114,6 +114,11 @@ class TileSettings(BaseModel):
         """The length of a chunk in samples."""
         return round(self.chunk_s * sample_rate_hz)
 
+    def keeps_end(self, samples: int, sample_rate_hz: float) -> bool:
+        """Whether the end of a recording, of so many samples, is a chunk of its own."""
+        least = max(self.chunk_samples(sample_rate_hz) / 2, self.front_end.nfft)
+        return self.remainder == "half" and samples >= least
+
 
 def tile_settings(*, chunk_s: float, nfft: int, hop: int, tile: int, cut: tuple[int, int] = (1, 1)) -> TileSettings:
     """Settings as a user gives them; all others have their defaults.

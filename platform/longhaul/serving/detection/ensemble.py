@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Thread
 
 import torch
@@ -271,7 +272,7 @@ class Ensemble:
             return Combined(tuple(replies))
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        work = loop.run_in_executor(self._merging, _combine, replies, self.settings, places, bool(self.observers))
+        work = loop.run_in_executor(self._merging, partial(combine, replies, self.settings, places, each=bool(self.observers)))
         try:
             await asyncio.wait([work], timeout=max(0.0, call.deadline - begun))
             if work.done():
@@ -356,10 +357,6 @@ class Ensemble:
         if scaled.is_cuda:
             torch.cuda.current_stream(scaled.device).synchronize()  # engines read it on streams of their own
         return scaled
-
-
-def _combine(replies: list[Reply], settings: EnsembleSettings, places: Places, each: bool) -> Combined:
-    return combine(replies, settings, places, each=each)
 
 
 def _call_each(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:

@@ -102,8 +102,7 @@ class StreamPlan:
             raise BrokenSignal(
                 f"{STREAM} ends within a sample: its last {rest} bytes are no {self._form.name} sample", "Send whole samples"
             )
-        enough = samples >= max(self.chunk_samples / 2, self._tiles.front_end.nfft)  # as `signals.chunks.divide`
-        return 0.0 if enough and self._tiles.remainder == "half" else samples / self._rate_hz
+        return 0.0 if self._tiles.keeps_end(samples, self._rate_hz) else samples / self._rate_hz
 
 
 def parsed(model: type[_Message], text: str) -> _Message:
