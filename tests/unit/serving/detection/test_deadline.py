@@ -150,12 +150,12 @@ def test_merging_that_takes_its_time_is_done_by_the_deadline_or_given_up(monkeyp
     count = 1500
     front, runners = scripted(count)
     merging = np.minimum(0.004 + 0.002 * np.random.default_rng(6).pareto(1.5, count), 0.5)
-    combine = ensemble_module._combine
+    combine = ensemble_module.combine
     given_up = 0
 
-    def slow(replies, *arguments):
+    def slow(replies, *arguments, each):
         asyncio.get_running_loop().take(merging[CURRENT.get()])
-        return combine(replies, *arguments)
+        return combine(replies, *arguments, each=each)
 
     async def scenario() -> None:
         nonlocal given_up
@@ -177,7 +177,7 @@ def test_merging_that_takes_its_time_is_done_by_the_deadline_or_given_up(monkeyp
             await asyncio.sleep(1 + front[number])
         ensemble.close()
 
-    monkeypatch.setattr(ensemble_module, "_combine", slow)
+    monkeypatch.setattr(ensemble_module, "combine", slow)
     run_virtually(scenario)
     assert 0 < given_up < count / 20
 
