@@ -12,8 +12,13 @@ from pydantic import ValidationError
 
 from longhaul.errors import UserError
 from longhaul.recipe.explain import explain
+from longhaul.recipe.flatten import flat
 from longhaul.recipe.phases import resolve
 from longhaul.recipe.schema import Recipe
+from longhaul.recipe.section import Section
+from longhaul.recipe.sweep import SweepRecipe
+
+S = typing.TypeVar("S", bound=Section)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -47,33 +52,65 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: no such file, not YAML, an unknown field, a value out of range, or a contradiction between fields.
     """
+    return parse(_text(path), source=str(path), overrides=overrides)
+
+
+def load_sweep(path: str | Path, overrides: typing.Sequence[str] = ()) -> SweepRecipe:
+    """Read a sweep's file and apply overrides, such as `recipe.training.epochs=3` or `grid.data.resolution=[32, 64]`.
+
+    Raises:
+        UserError: as `load` does; the base recipe is checked with each cell (`tuning.cells`).
+    """
+    return parse_sweep(_text(path), source=str(path), overrides=overrides)
+
+
+def _text(path: str | Path) -> str:
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(str(p) for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         there = f"There are: {', '.join(near)}" if near else "Recipes live in jobs/recipes/<workload>/<name>.yaml"
         raise UserError(f"recipe {path}: no such file", there) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: cannot be read as text ({error})", "Give a YAML file") from None
-    return parse(text, source=str(path), overrides=overrides)
+
+
+def parse_sweep(text: str, *, source: str = "sweep", overrides: typing.Sequence[str] = ()) -> SweepRecipe:
+    """Like `load_sweep`, from a text."""
+    raw = _mapping_of(text, source)
+    if "recipe" not in raw:
+        fix = "A sweep has the fields name, recipe and grid or search; a recipe alone is for `longhaul train`"
+        raise UserError(f"{source}: is no sweep (it has no field `recipe`)", fix)
+    if isinstance(raw.get("grid"), dict):
+        raw["grid"] = flat(raw["grid"])  # so that an override of one of its fields finds it however it is written
+    for override in overrides:
+        path, equals, _ = override.partition("=")
+        field = path.strip().removeprefix("grid.")
+        if equals and field != path.strip() and isinstance(raw.get("grid"), dict):
+            apply_override(raw["grid"], override.removeprefix("grid."), "--set", key=field)
+        else:
+            apply_override(raw, override, "--set")
+    return _validated(raw, SweepRecipe, source)
 
 
 def parse(text: str, *, source: str = "recipe", overrides: typing.Sequence[str] = (), option: str = "--set") -> Recipe:
     """Like `load`, from a text; `source` names it in errors, `option` how the overrides were given."""
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}", "Correct that line") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{source}: a recipe is a mapping of fields", "Start from jobs/recipes/classification/digits.yaml")
+    raw = _mapping_of(text, source)
+    if "recipe" in raw:
+        raise UserError(f"{source}: is a sweep, not a recipe", f"Run it: longhaul sweep {source}")
     for override in overrides:
-        _apply(raw, override, option)
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        lines = explain(error, raw, Recipe)
-        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+        apply_override(raw, override, option)
+    return resolved(raw, source)
+
+
+def resolved(raw: dict[str, Any], source: str) -> Recipe:
+    """A mapping of fields as a recipe, its phases checked; `source` names it in errors.
+
+    Raises:
+        UserError: it is none.
+    """
+    recipe = _validated(raw, Recipe, source)
     try:
         resolve(recipe)
     except UserError as error:
@@ -81,14 +118,42 @@ def parse(text: str, *, source: str = "recipe", overrides: typing.Sequence[str] 
     return recipe
 
 
+def _mapping_of(text: str, source: str) -> dict[str, Any]:
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}", "Correct that line") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: a recipe is a mapping of fields", "Start from jobs/recipes/classification/digits.yaml")
+    return raw
+
+
+def _validated(raw: dict[str, Any], model: type[S], source: str) -> S:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = explain(error, raw, model)
+        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `parse(dump(recipe)) == recipe`."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply(raw: dict[str, Any], override: str, option: str) -> None:
+def dump_sweep(sweep: SweepRecipe) -> str:
+    """The resolved sweep as YAML; `parse_sweep(dump_sweep(sweep)) == sweep`."""
+    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def apply_override(raw: dict[str, Any], override: str, option: str, key: str | None = None) -> None:
+    """Put the value of `field.path=value` into a nested mapping; with `key`, below that key as it is, dots and all.
+
+    Raises:
+        UserError: it is not of that form, its value is not YAML, or the path leads to no place in a list.
+    """
     path, equals, value = override.partition("=")
-    keys = path.strip().split(".")
+    keys = path.strip().split(".") if key is None else [key]
     if not equals or not all(keys):
         raise UserError(
             f"{option} {override!r}: not of the form field.path=value", f"Write for example {option} training.epochs=3"
