@@ -24,6 +24,7 @@ from longhaul.cli import (
     serve,
     signals,
     submit,
+    sweep,
     tokens,
     train,
 )
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command(name="train")(train.train)
 app.command(name="crossval")(crossval.crossval)
+app.add_typer(sweep.app, name="sweep")
 app.command(name="autotune")(autotune.autotune)
 app.command(name="submit")(submit.submit)
 app.command(name="drill")(drill.drill)

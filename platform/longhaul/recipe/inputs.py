@@ -20,6 +20,18 @@ class _Data(Section):
     """Ids of training samples to leave out, as the run's quarantine report names them."""
     loader_workers: Annotated[int, Field(ge=0, le=64), Number] = 2
     """Processes a rank that read and decode images; 0 reads in the training process."""
+    folds: Annotated[int, Field(ge=0, le=100), Number] = 0
+    """Into how many parts all but the test split is dealt for cross-validation, tiles by recording; 0 for one split."""
+    fold: Annotated[int, Field(ge=0), Number] = 0
+    """Which of the folds is the validation split, from 0."""
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> _Data:
+        if self.folds == 1:
+            raise ValueError("folds 1 leaves nothing to train on; set folds to 2 or more, or to 0 for one split")
+        if self.fold >= max(self.folds, 1):
+            raise ValueError(f"fold {self.fold} is none of {self.folds} folds; they count from 0")
+        return self
 
 
 class _ImageData(_Data):
@@ -44,9 +56,21 @@ class ImageFolderData(_ImageData):
     root: str
     """The folder."""
     validation_share: Share = 0.1
-    """Share of every class held out for validation, where the folder has no `val/` of its own."""
+    """Share of every class held out for validation, where the folder has no `val/` of its own and there are no folds."""
     test_share: Share = 0.1
     """Share of every class never seen in training, where the folder has no `test/` of its own."""
+
+
+class Cifar10Data(_ImageData):
+    """CIFAR-10, the python version as published: 50,000 training and 10,000 test images of 32 x 32 pixels in ten classes."""
+
+    kind: Literal["cifar10"]
+    root: str
+    """The folder `cifar-10-batches-py`, or the one that holds it."""
+    resolution: Pixels = 32
+    """Side of the square image that the network sees, in pixels."""
+    validation_share: Annotated[float, Field(gt=0, lt=1), Number] = 0.1
+    """Share of every class of the 50,000 held out for validation, where there are no folds."""
 
 
 class SpectrogramData(_Data):
@@ -66,10 +90,6 @@ class SpectrogramData(_Data):
     """Side of the tile that the network sees; tiles of another size are resized. A multiple of 32."""
     augment: Literal["none", "mirror"] = "none"
     """Random changes of training tiles: time runs backwards in half of them (not for signals that it changes, such as chirps)."""
-    folds: Annotated[int, Field(ge=0, le=100), Number] = 0
-    """Into how many parts the recordings are dealt for cross-validation; 0 for one split by `validation_share`."""
-    fold: Annotated[int, Field(ge=0), Number] = 0
-    """Which of the folds is the validation split, from 0."""
     validation_share: Annotated[float, Field(gt=0, lt=1), Number] = 0.2
     """Share of the recordings held out for validation, where there are no folds."""
     test_share: Share = 0.15
@@ -77,10 +97,6 @@ class SpectrogramData(_Data):
 
     @model_validator(mode="after")
     def _check(self) -> SpectrogramData:
-        if self.folds == 1:
-            raise ValueError("folds 1 leaves nothing to train on; set folds to 2 or more, or to 0 for one split")
-        if self.fold >= max(self.folds, 1):
-            raise ValueError(f"fold {self.fold} is none of {self.folds} folds; they count from 0")
         if self.resolution % 32:
             raise ValueError(
                 f"resolution {self.resolution} is no multiple of 32; take {max(round(self.resolution / 32), 1) * 32}"
@@ -90,4 +106,4 @@ class SpectrogramData(_Data):
         return self
 
 
-DataSection = Annotated[DigitsData | ImageFolderData | SpectrogramData, Field(discriminator="kind")]
+DataSection = Annotated[DigitsData | ImageFolderData | Cifar10Data | SpectrogramData, Field(discriminator="kind")]

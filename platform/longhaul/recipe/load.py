@@ -118,6 +118,27 @@ def resolved(raw: dict[str, Any], source: str) -> Recipe:
     return recipe
 
 
+def added(sweep: SweepRecipe, additions: typing.Sequence[str]) -> SweepRecipe:
+    """The sweep with one value more of a field of its grid for each addition, such as `data.resolution=128`.
+
+    Raises:
+        UserError: the grid has no such field, or has the value.
+    """
+    grid = {field: list(values) for field, values in sweep.grid.items()}
+    for addition in additions:
+        path, equals, text = addition.partition("=")
+        field = path.strip()
+        if not equals or field not in grid:
+            fields = ", ".join(grid) or "none: it is a search, see search.trials"
+            raise UserError(f"--add {addition!r}: no value of a field of the grid", f"Its fields are {fields}")
+        value: dict[str, Any] = {}
+        apply_override(value, f"value={text}", "--add")
+        if value["value"] in grid[field]:
+            raise UserError(f"--add {addition!r}: is in the grid already", f"It has {grid[field]}")
+        grid[field].append(value["value"])
+    return sweep.model_copy(update={"grid": {field: tuple(values) for field, values in grid.items()}})
+
+
 def _mapping_of(text: str, source: str) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
@@ -164,22 +185,29 @@ def apply_override(raw: dict[str, Any], override: str, option: str, key: str | N
         raise UserError(
             f"{option} {override!r}: the value is not valid YAML", f"Quote it, as in {option} 'name=\"a: b\"'"
         ) from None
+    put(raw, keys, parsed, told=f"{option} {override!r}")
+
+
+def put(raw: dict[str, Any], keys: typing.Sequence[str], value: Any, *, told: str) -> None:
+    """Put `value` into a nested mapping at the path `keys`; `told` names it in errors.
+
+    Raises:
+        UserError: the path leads to no place in a list.
+    """
     node: Any = raw
     for key in keys[:-1]:
-        child = _child(node, key, override, option) if isinstance(node, list) else node.get(key)
+        child = _child(node, key, told) if isinstance(node, list) else node.get(key)
         if not isinstance(child, dict | list):
             child = node[key] = {}
         node = child
     if isinstance(node, list):
-        _child(node, keys[-1], override, option)
-        node[int(keys[-1])] = parsed
+        _child(node, keys[-1], told)
+        node[int(keys[-1])] = value
     else:
-        node[keys[-1]] = parsed
+        node[keys[-1]] = value
 
 
-def _child(node: list[Any], key: str, override: str, option: str) -> Any:
+def _child(node: list[Any], key: str, told: str) -> Any:
     if not key.isdecimal() or int(key) >= len(node):
-        raise UserError(
-            f"{option} {override!r}: {key!r} is no place in a list of {len(node)}", "Count from 0, as in phases.0.gate"
-        )
+        raise UserError(f"{told}: {key!r} is no place in a list of {len(node)}", "Count from 0, as in phases.0.gate")
     return node[int(key)]

@@ -304,7 +304,7 @@ class Recipe(Section):
             fix = "fasterrcnn_resnet18_fpn or fasterrcnn_resnet50_fpn" if detects else "an image network such as resnet18"
             raise ValueError(f"workload {self.workload.kind} cannot train model.name {self.model.name!r}; set it to {fix}")
         if detects != (self.data.kind == "spectrograms"):
-            fix = "spectrograms" if detects else "imagefolder or digits"
+            fix = "spectrograms" if detects else "imagefolder, digits or cifar10"
             raise ValueError(f"workload {self.workload.kind} cannot read data.kind {self.data.kind}; set it to {fix}")
         if detects and not self.export.batches:
             raise ValueError("a detector is exported with fixed shapes; set export.batches, for example to [1, 4, 8]")

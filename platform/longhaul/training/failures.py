@@ -41,8 +41,7 @@ from longhaul.resilience.incidents import FailureClass, Incident, first_to_fail,
 from longhaul.resilience.ledger import State, mark
 from longhaul.resilience.retries import why_not
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import memory
-from longhaul.training.memory import MemoryExhaustedError
+from longhaul.training.memory import MemoryExhaustedError, halve
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +110,8 @@ class RunFailurePolicy(FailurePolicy):
         )  # fmt: skip
         detail = {"class": kind, "incident": incident.number, "rank": incident.rank, "reason": reason}
         run.add_event("lost", f"{kind}: {what}", segment=segment, step=step, **detail)
-        if isinstance(failure, MemoryExhaustedError) and failure.micro_batch > 1:
-            smaller = failure.micro_batch // 2
-            text = f"micro-batch {failure.micro_batch} -> {smaller}, accumulation to match: {failure}"
-            run.add_event(memory.EVENT, text, segment=segment, step=step, micro_batch=smaller)
+        if isinstance(failure, MemoryExhaustedError):
+            halve(run, failure, segment=segment, step=step)
         if reason is not None and kind != "user":
             run.add_event("budget_spent", f"the run ends: {reason}", segment=segment, step=step)
         return reason

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.train import ControllerError, LoggingConfig, Result, RunConfig, TrainingFailedError, WorkerGroupError
@@ -18,15 +18,10 @@ from longhaul.models.zoo import check_name
 from longhaul.recipe import Recipe
 from longhaul.recipe.paths import refuse_relative_paths
 from longhaul.recipe.phases import resolve
-from longhaul.resilience.flight import flights
-from longhaul.resilience.incidents import record_incident
-from longhaul.resilience.lease import lease
-from longhaul.resilience.ledger import mark
-from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.training.driving import driving
 from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_policy
 from longhaul.training.failures import DriverLedger, RunFailurePolicy, ended_by
-from longhaul.training.flops import flops_per_sample
 from longhaul.training.patience import check_watched
 from longhaul.training.ray_worker import train_worker
 from longhaul.training.report import rebuild_snapshot
@@ -82,13 +77,8 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     """
     check(recipe)
     gpu = _check_resources(recipe)
-    with lease(run):
-        run.save_recipe(recipe)
+    with driving(recipe, run):
         rebuild_snapshot(run)
-        answered(run)  # whatever was asked of the run before: training it is asked for now
-        _note_a_dead_driver(run)
-        mark(run, "began", segment=run.summary().segment)
-        _count_operations(recipe, run)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
         if recipe.scaling.elastic:
@@ -98,14 +88,10 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
         except TrainingFailedError as error:
             cause = _cause(error)
             cause = cause if isinstance(cause, LonghaulError) else ended_by(run) or cause
-            _close(run, "failed", (str(cause).splitlines() or [type(cause).__name__])[0])
-            raise (cause if isinstance(cause, LonghaulError) else error) from None
-        except KeyboardInterrupt:
-            _close(run, "stopped", "interrupted")
-            raise
-        summary = run.summary()
-        mark(run, "paused" if summary.status == "paused" else "ended", segment=summary.segment, step=summary.step)
-    return summary
+            if isinstance(cause, LonghaulError):
+                raise cause from None
+            raise error from (cause if cause is not error else None)
+    return run.summary()
 
 
 def check(recipe: Recipe) -> None:
@@ -125,28 +111,6 @@ def check(recipe: Recipe) -> None:
         if gate is not None and gate.metric not in measured:
             fix = f"Give one of {', '.join(measured)}"
             raise UserError(f"phases[{place}].gate.metric {gate.metric!r}: is not measured", fix)
-
-
-def _count_operations(recipe: Recipe, run: RunDirectory) -> None:
-    """Once a run; of one with phases, which differ, none is told."""
-    summary = run.summary()
-    if summary.flops_per_sample is None and not recipe.phases:
-        run.write_summary(summary.model_copy(update={"flops_per_sample": flops_per_sample(build(recipe))}))
-
-
-def _note_a_dead_driver(run: RunDirectory) -> None:
-    """A run that calls itself running, and whose lease nobody holds: its last driver ended without a word."""
-    summary = run.summary()
-    if summary.status == "running" and summary.segment:
-        first = next(iter(flights(run)), None)
-        what = "the driver ended without a word; the run was started again"
-        record_incident(run, "driver", what, segment=summary.segment, first=first, retried=True)
-
-
-def _close(run: RunDirectory, status: Literal["failed", "stopped"], reason: str) -> None:
-    run.write_summary(run.summary().model_copy(update={"status": status, "error": reason}))
-    run.add_event(status, reason, segment=run.summary().segment, step=run.summary().step)
-    mark(run, "ended", segment=run.summary().segment)
 
 
 def _check_resources(recipe: Recipe) -> bool:

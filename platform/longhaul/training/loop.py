@@ -35,7 +35,7 @@ from longhaul.training.engine import Engine, build_engine
 from longhaul.training.evaluation import Evaluation, Evaluator
 from longhaul.training.logbook import Logbook
 from longhaul.training.memory import memory_guard, plan_batches, preflight
-from longhaul.training.progress import Progress
+from longhaul.training.progress import Observe, Progress, unobserved
 from longhaul.training.pulse import Pulse
 from longhaul.training.randomness import seed_everything
 from longhaul.training.ranks import Ranks
@@ -58,6 +58,7 @@ class Trainer:
         report: told, on every rank, of each complete checkpoint.
         notice: asks whether a node is about to be taken away; a barrier of all ranks.
         stage: the phase of the run, whose own recipe `recipe` is.
+        observe: told the goal after each validation, on every rank; may raise `StopRequested`.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class Trainer:
     report: Report
     notice: Callable[[], Notice | None] | None = None
     stage: Stage = WHOLE
+    observe: Observe = unobserved
 
     def train(self) -> Summary:
         """Train to the end of the recipe, or to a request to stop, from wherever the run stands; returns the run's summary.
@@ -177,7 +179,6 @@ class Attempt:
         if self.rollback.leave_out(progress, batch):
             self._restart_stream()
             return
-
         self.book.at("step", progress.step)
         rate = course.rate_at(progress.step - progress.first_step) * progress.rate_factor * progress.remedies.rate_factor
         with memory_guard(self.plan.micro_batch):
@@ -187,7 +188,6 @@ class Attempt:
         before, progress.cursor, progress.step = progress.cursor, batch.cursor, progress.step + 1
         self.book.stepped(progress.step, recipe.training.global_batch)
         self.record.step(result)
-
         # What is due is the same on all ranks, and all of it needs to know first that the loss is sound.
         log_due = progress.step == 1 or course.due(recipe.tracking.log_every, before, progress)
         validation_due = course.due(recipe.validation.every, before, progress)
@@ -223,6 +223,8 @@ class Attempt:
         """Save where it is due, where the goal just measured is among the best, and at the end (early stopping's too)."""
         if due or self.record.is_among_best(goal, self.recipe.checkpoints.keep_best, self.saver.under_way):
             self.save(goal, permanent=permanent, wait=self.course.over(self.progress))
+        if goal is not None:
+            self.trainer.observe(self.progress, goal)
 
     def save(self, goal: float | None = None, *, permanent: bool = False, wait: bool = False) -> None:
         """Begin a checkpoint; with `wait`, see it complete, trying again while the storage is away.
@@ -240,12 +242,10 @@ class Attempt:
 
     def hear(self) -> None:
         """Put together with the other ranks what has come from outside, and act on it; may raise as `step` does."""
-        since_save_s, saver = time.monotonic() - self._saved_s, self.saver
+        since_save_s, saver, step = time.monotonic() - self._saved_s, self.saver, self.progress.step
         auto = self.recipe.checkpoints.ephemeral == "auto" and since_save_s > self.progress.cadence.interval_s()
         due = auto or saver.owes_one
-        news = self.pulse.beat(
-            self.progress.step, saver.standing, self.busy, self.book.request, save=due, cost_s=saver.duration_s
-        )
+        news = self.pulse.beat(step, saver.standing, self.busy, self.book.request, save=due, cost_s=saver.duration_s)
         self.book.keep()
         self.progress.cadence.observe_uptime(self.pulse.passed_s)
         self.record.heard(self.progress, news)

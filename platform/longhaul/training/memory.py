@@ -83,6 +83,14 @@ def plan_batches(run: RunDirectory, recipe: Recipe, ranks: Ranks) -> BatchPlan:
     return BatchPlan.derive(training.global_batch, micro_batch, ranks.rank, ranks.world_size)
 
 
+def halve(run: RunDirectory, error: MemoryExhaustedError, *, segment: int, step: int) -> None:
+    """Let the next start of the workers take half the micro-batch that did not fit; of one sample, there is no half."""
+    if error.micro_batch > 1:
+        smaller = error.micro_batch // 2
+        text = f"micro-batch {error.micro_batch} -> {smaller}, accumulation to match: {error}"
+        run.add_event(EVENT, text, segment=segment, step=step, micro_batch=smaller)
+
+
 def _decided(run: RunDirectory, wanted: int) -> int:
     """The largest micro-batch to use: what the recipe wants, or what the last out-of-memory left."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -110,3 +111,11 @@ def fresh_progress(recipe: Recipe, workload: Workload) -> Progress:
     if early is not None:
         progress.early = Patience(patience=early.patience, direction=early.direction or direction, min_delta=early.min_delta)
     return progress
+
+
+Observe = Callable[[Progress, float], None]
+"""Is told the goal metric after each validation."""
+
+
+def unobserved(progress: Progress, goal: float) -> None:
+    """Nobody watches."""

@@ -46,11 +46,8 @@ def prepare(recipe: Recipe, storage: str, name: str) -> list[FoldRun]:
     """A run `<name>_fold1`, `<name>_fold2` ... for each of the recipe's folds, checked; of no folds, one. Nothing is written.
 
     Raises:
-        UserError: the recipe's data have no folds or are not in order, or a fold of that name has another recipe.
+        UserError: the recipe's data are not in order, or a fold of that name has another recipe.
     """
-    if recipe.data.kind != "spectrograms":
-        problem = f"data.kind {recipe.data.kind}: has no recordings to deal into folds"
-        raise UserError(problem, "Give a recipe of tiles (spectrograms)")
     count = max(recipe.data.folds, 1)
     before = load_report(_place(storage, name))
     if before is not None and len(before.folds) != count:

@@ -1,0 +1,228 @@
+"""`longhaul sweep`: train a grid or a search, look at it, extend it, compare two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
+
+from longhaul.cli.recipe import Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from longhaul.recipe.sweep import SweepRecipe
+    from longhaul.resilience.sweep_directory import SweepState
+    from longhaul.tuning.sweep_plan import SweepPlan
+
+Name = Annotated[str | None, typer.Option(help="The sweep's; default: the recipe's name.")]
+StorageRoot = Annotated[
+    str | None, typer.Option("--storage", help="Where sweeps and their cells lie: a folder or s3://bucket/prefix. Default: runs.")
+]
+Force = Annotated[
+    list[str],
+    typer.Option(
+        "--force", help="Train this cell to its end whatever stopping and pruning say: its label or key, with * for any."
+    ),
+]
+AnyCode = Annotated[
+    bool,
+    typer.Option("--any-code", help="Take finished cells that were trained by another version of the code for what they are."),
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")]
+
+
+class RunsByDefault(TyperGroup):
+    """`longhaul sweep FILE` is `longhaul sweep run FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Click's hook: put `run` in front of what is no verb."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunsByDefault,
+    no_args_is_help=True,
+    help="Train every cell of a grid, or a search over hyperparameters, on Ray Tune; none of them twice.\n\n"
+    "`longhaul sweep FILE` runs one. After Ctrl-C, a crash or an edit of the file the same command goes on: what is finished "
+    "is never trained again.\n\nExample: longhaul sweep jobs/recipes/resomap/small.yaml",
+)
+
+
+@app.command(name="run")
+def run_sweep(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    name: Name = None,
+    storage: StorageRoot = None,
+    force: Force = [],  # noqa: B006 - typer copies it
+    any_code: AnyCode = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show the cells and what they cost; train nothing.")] = False,
+    address: Address = None,
+) -> None:
+    """Train a sweep's cells, cheapest first, several at a time where the cluster has room.
+
+    Example: longhaul sweep jobs/recipes/resomap/small.yaml
+
+    Example: longhaul sweep jobs/recipes/resomap/standard.yaml --set grid.data.resolution=[224,256] --plan
+    """
+    from longhaul.recipe.load import load_sweep
+
+    sweep = load_sweep(recipe, overrides)
+    _go(sweep, name or sweep.name, storage, force=force, any_code=any_code, plan_only=plan_only, address=address)
+
+
+@app.command(name="extend")
+def extend(
+    name: Annotated[str, typer.Argument(help="The sweep's name.")],
+    add: Annotated[
+        list[str], typer.Option("--add", help="A value more of a field of the grid, such as data.resolution=128; repeat it.")
+    ] = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    storage: StorageRoot = None,
+    force: Force = [],  # noqa: B006 - typer copies it
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show what would be trained; train nothing.")] = False,
+    address: Address = None,
+) -> None:
+    """Add models, resolutions or trials to a sweep, and train the new cells alone.
+
+    Example: longhaul sweep extend resomap_small --add data.resolution=128 --add model.name=resnet18
+
+    Example: longhaul sweep extend resomap_small --force 'resnet10t 96'
+    """
+    from longhaul.cluster.connect import default_storage
+    from longhaul.recipe.load import added, dump_sweep, parse_sweep
+    from longhaul.resilience.sweep_directory import SweepDirectory
+
+    root = storage or default_storage()
+    before = SweepDirectory.open(root, name).recipe()
+    sweep = parse_sweep(dump_sweep(added(before, add)), source=f"sweep {name}", overrides=overrides)
+    _go(sweep, name, root, force=force, any_code=True, plan_only=plan_only, address=address)
+
+
+@app.command(name="status")
+def status(
+    name: Annotated[str | None, typer.Argument(help="The sweep's name; left out, all of them.")] = None,
+    storage: StorageRoot = None,
+) -> None:
+    """How a sweep stands, cell by cell; without a name, all sweeps.
+
+    Example: longhaul sweep status resomap_small
+    """
+    from longhaul.cli.sweep_tables import cells_table, sweeps_table
+    from longhaul.cluster.connect import default_storage
+    from longhaul.resilience.sweep_directory import SweepDirectory
+
+    console = Console(highlight=False)
+    root = storage or default_storage()
+    if name is None:
+        console.print(sweeps_table(SweepDirectory.all(root)))
+        return
+    sweep = SweepDirectory.open(root, name)
+    state = sweep.state()
+    console.print(cells_table(state))
+    for note in state.notes:
+        console.print(f"[dim]{escape(note)}[/]")
+
+
+@app.command(name="diff")
+def diff(
+    first: Annotated[str, typer.Argument(help="A sweep's name.")],
+    second: Annotated[str, typer.Argument(help="Another one's, or a recipe file: what it would change.")],
+    storage: StorageRoot = None,
+) -> None:
+    """Compare two sweeps: which cells both have, which only one, and what they came to.
+
+    Example: longhaul sweep diff resomap_small jobs/recipes/resomap/standard.yaml
+    """
+    from longhaul.cli.sweep_tables import difference_table
+    from longhaul.cluster.connect import default_storage
+    from longhaul.recipe.load import load_sweep
+    from longhaul.resilience.sweep_directory import SweepDirectory
+    from longhaul.tuning.sweep_plan import plan
+
+    root = storage or default_storage()
+    before = SweepDirectory.open(root, first).state()
+    if Path(second).suffix in (".yaml", ".yml"):
+        sweep = load_sweep(second)
+        after = plan(sweep, root, sweep.name, folder=Path.cwd()).state
+    else:
+        after = SweepDirectory.open(root, second).state()
+    Console(highlight=False).print(difference_table(before, after))
+
+
+def _go(
+    sweep: SweepRecipe, name: str, storage: str | None, *, force: list[str], any_code: bool, plan_only: bool, address: str | None
+) -> None:
+    from longhaul.cli.sweep_tables import cells_table, plan_lines, plan_table
+    from longhaul.cluster.connect import connect, default_storage
+    from longhaul.tuning.sweep import run
+    from longhaul.tuning.sweep_plan import plan
+
+    console = Console(highlight=False, soft_wrap=True)
+    root = storage or default_storage()
+    with console.status("looking at the cells"):
+        planned = plan(sweep, root, name, folder=Path.cwd(), force=force, any_code=any_code)
+    if plan_only:
+        console.print(plan_table(planned))
+    for line in plan_lines(planned):
+        console.print(line)
+    if plan_only:
+        return
+    if any(record.open for record in planned.state.cells) or sweep.search is not None:
+        console.print(f"[dim]{connect(address)}[/]")
+    with _Bars(console, planned) as bars:
+        state = run(planned, bars.show)
+    console.print(cells_table(state))
+    for note in state.notes:
+        console.print(f"[dim]{escape(note)}[/]")
+    failed = [record for record in state.cells if record.standing == "failed"]
+    left = [record for record in state.cells if record.open]
+    for record in failed:
+        console.print(f"[red]{escape(record.label)} failed[/]: {escape(record.reason or '')}")
+    console.print(f"table: {planned.directory.storage.uri}/table.parquet")
+    if failed or left:
+        console.print(f"{len(failed)} failed, {len(left)} not finished: the same command goes on with them")
+        raise typer.Exit(1 if failed else 130)
+    console.print(f"next: longhaul report {name}")
+
+
+class _Bars:
+    """One bar for all cells, and one for each that trains."""
+
+    def __init__(self, console: Console, planned: SweepPlan) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), console=console,
+        )  # fmt: skip
+        self._all = self._progress.add_task("cells", total=None, note="")
+        self._tasks: dict[str, TaskID] = {}
+        self._epochs = planned.epochs
+
+    def show(self, state: SweepState) -> None:
+        """Bring the bars up to date."""
+        over = [record for record in state.cells if not record.open]
+        best = state.best
+        note = f"best {best.label} {best.score:.4f}" if best is not None and best.score is not None else ""
+        self._progress.update(self._all, total=len(state.cells), completed=len(over), note=escape(note))
+        running = {record.key: record for record in state.cells if record.standing == "running"}
+        for key in [key for key in self._tasks if key not in running]:
+            self._progress.remove_task(self._tasks.pop(key))
+        for key, record in running.items():
+            if key not in self._tasks:
+                self._tasks[key] = self._progress.add_task(f"  {escape(record.label)}", total=self._epochs, note="epochs")
+            epoch = record.scores[-1][0] if record.scores else 0
+            told = "epochs" if record.score is None else f"epochs  {state.goal} {record.score:.4f}"
+            self._progress.update(self._tasks[key], completed=round(epoch, 2), note=told)
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

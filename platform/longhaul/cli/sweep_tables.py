@@ -1,0 +1,126 @@
+"""What `longhaul sweep` prints: the plan, how the cells stand, all sweeps, the difference of two."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from longhaul.insight.live import duration_text
+from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, SweepState
+from longhaul.tuning.sweep_plan import SweepPlan
+
+_STYLES = {"finished": "green", "running": "cyan", "planned": "dim", "stopped": "yellow", "skipped": "yellow", "failed": "red"}
+_STANDINGS = ("finished", "running", "planned", "stopped", "skipped", "failed")
+
+
+def plan_table(planned: SweepPlan) -> Table:
+    """Every cell with what its training will cost."""
+    whole = sum(record.cost or 0.0 for record in planned.state.cells) or 1.0
+    table = _table(planned.state.cells, "stands", "PFLOP", "share", "GPU", "run")
+    for record in planned.state.cells:
+        cost = record.cost or 0.0
+        gpu = f"{record.gpus:g}" if record.gpus else "-"
+        table.add_row(*_values(record), _standing(record), f"{cost / 1e15:.3g}", f"{cost / whole:.1%}", gpu, record.key)
+    table.caption = f"{whole / 1e15:.4g} PFLOP in all (a multiplication and an addition count as two)"
+    return table
+
+
+def plan_lines(planned: SweepPlan) -> list[str]:
+    """What will happen, in a few lines."""
+    cells = planned.state.cells
+    done = sum(record.standing == "finished" for record in cells)
+    open_cells = [record for record in cells if record.open]
+    begun = sum(record.steps > 0 for record in open_cells)
+    if planned.sweep.search is not None:
+        search = planned.sweep.search
+        lines = [f"{search.trials} trials by {search.kind}, {len(cells)} of them drawn: {done} cells finished, {begun} begun"]
+    else:
+        lines = [f"{len(cells)} cells: {done} finished, {begun} begun, {len(open_cells) - begun} to train"]
+    for key, modules in list(planned.other_code.items())[:1]:
+        count = len(planned.other_code)
+        what = f"changed since: {', '.join(modules[:4])}" if modules else "nobody knows what has changed"
+        lines.append(f"[yellow]{count} of them were finished by other code, such as {key}[/]: {what}")
+        lines.append("    --any-code takes them as they are")
+    if planned.gone:
+        gone = f"{len(planned.gone)} cells are in the sweep no more, such as {escape(planned.gone[0])}"
+        lines.append(f"{gone}; their runs stay where they are")
+    return lines
+
+
+def cells_table(state: SweepState) -> Table:
+    """How every cell stands, the best first."""
+    sign = -1 if state.direction == "max" else 1
+    ranked = sorted(state.cells, key=lambda record: (record.score is None, sign * (record.score or 0.0)))
+    tests = sorted({name for record in state.cells for name in record.results if name in ("test/top1", "test/f1", "test/map50")})
+    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", "why")
+    for record in ranked:
+        score = "" if record.score is None else f"{record.score:.4f}"
+        results = [f"{record.results[name]:.4f}" if name in record.results else "" for name in tests]
+        epochs = f"{record.scores[-1][0]:g}" if record.scores else ""
+        time = duration_text(record.seconds) if record.seconds else ""
+        table.add_row(*_values(record), _standing(record), score, *results, epochs, time, escape(record.reason or ""))
+    spent = f"{state.hours:.2f} h" + (f", {state.dollars:.2f} dollars" if state.dollars else "")
+    table.title, table.caption = f"sweep {state.name}: {_counts(state)}", spent
+    return table
+
+
+def sweeps_table(sweeps: Sequence[SweepDirectory]) -> Table:
+    """One row a sweep."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("sweep", "cells", "best", "score", "hours"):
+        table.add_column(name)
+    for sweep in sweeps:
+        state = sweep.state()
+        best = state.best
+        score = "" if best is None or best.score is None else f"{state.goal} {best.score:.4f}"
+        table.add_row(sweep.name, _counts(state), escape(best.label) if best else "", score, f"{state.hours:.2f}")
+    return table
+
+
+def difference_table(first: SweepState, second: SweepState) -> Table:
+    """Cells by coordinates: those of one alone, and the scores of those that both have."""
+    table = Table("cell", first.name, second.name, "difference", box=box.SIMPLE_HEAD)
+    left, right = ({record.label: record for record in state.cells} for state in (first, second))
+    for label in dict.fromkeys([*left, *right]):
+        one, other = left.get(label), right.get(label)
+        told = ""
+        if one is not None and other is not None:
+            same = "the same cell" if one.key == other.key else "another recipe, data or code"
+            gap = "" if one.score is None or other.score is None or one.key == other.key else f"{other.score - one.score:+.4f}, "
+            told = gap + same
+        table.add_row(escape(label), _score(one), _score(other), told)
+    return table
+
+
+def _score(record: CellRecord | None) -> Text:
+    if record is None:
+        return Text("-", style="dim")
+    return Text(f"{record.score:.4f}" if record.score is not None else record.standing, style=_STYLES[record.standing])
+
+
+def _counts(state: SweepState) -> str:
+    counts: Counter[str] = Counter(record.standing for record in state.cells)
+    return ", ".join(f"{counts[standing]} {standing}" for standing in _STANDINGS if counts[standing]) or "no cells yet"
+
+
+def _table(records: Sequence[CellRecord], *more: str) -> Table:
+    fields = list(dict.fromkeys(path for record in records for path in record.coordinates))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for path in fields:
+        table.add_column(path.rsplit(".", 1)[-1], overflow="fold")
+    for name in more:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _values(record: CellRecord) -> list[str]:
+    return [escape(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in record.coordinates.values()]
+
+
+def _standing(record: CellRecord) -> Text:
+    return Text(record.standing + (" (forced)" if record.forced else ""), style=_STYLES[record.standing])

@@ -1,0 +1,183 @@
+"""The cells of a sweep: one recipe for each combination of what varies, addressed by its content.
+
+A cell's key is a hash of what decides its result: the resolved recipe, the data, the code. Two sweeps that ask for the same
+cell share its run directory; a cell that has finished is never trained again by anybody.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longhaul.errors import UserError
+from longhaul.models.counting import Count, count_image_model
+from longhaul.recipe import Recipe
+from longhaul.recipe.load import put, resolved
+from longhaul.recipe.networks import ModelSection
+from longhaul.recipe.paths import anchored, refuse_relative_paths
+from longhaul.recipe.sweep import SweepRecipe
+from longhaul.storage import file_sha256
+from longhaul.training.alone import can_train_alone
+from longhaul.tuning.code_version import CodeVersion, code_version
+from longhaul.tuning.micro_batch import fit_micro_batch
+from longhaul.workloads import build
+
+FOLD = "data.fold"
+NO_PART_OF_RESULT = (
+    "name", "tracking", "export",  # what is done with it, and what it is called
+    "scaling.gpu", "scaling.cpus_per_worker", "data.loader_workers", "validation.batch",  # how fast it is computed
+    "resilience.hang_s", "resilience.poll_s", "resilience.budgets", "resilience.preflight",  # how it survives
+    "checkpoints.keep_latest", "checkpoints.keep_best", "checkpoints.keep_every",  # what is kept of it
+    "checkpoints.ephemeral", "checkpoints.ephemeral_min_s", "checkpoints.ephemeral_max_s",
+    "data.root",  # where the data lie; what they are is in their fingerprint
+)  # fmt: skip
+"""Fields of a recipe that leave a cell the same cell."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        coordinates: dotted recipe fields and their values.
+        recipe: its whole recipe.
+        content: hash of recipe and data, in hexadecimal; `code`: what of the code its result hangs on.
+    """
+
+    coordinates: dict[str, Any]
+    recipe: Recipe
+    content: str
+    code: CodeVersion
+
+    @property
+    def stem(self) -> str:
+        """The key up to the code's version: cells that share it differ in the code alone."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.recipe.model.name)[:40]
+        return f"{name}-{self.recipe.data.resolution}-{self.content[:14]}"
+
+    @property
+    def key(self) -> str:
+        """Its address: the name of its run directory."""
+        return f"{self.stem}-{self.code.sha256[:6]}"
+
+
+@dataclass
+class CellMaker:
+    """Makes the cells of one sweep; looks at each data set once.
+
+    Attributes:
+        sweep: the sweep.
+        folder: what relative paths in it are seen from.
+    """
+
+    sweep: SweepRecipe
+    folder: Path = field(default_factory=Path.cwd)
+    _fingerprints: dict[str, str] = field(default_factory=dict)
+    _counts: dict[str, Count] = field(default_factory=dict)
+
+    def grid(self) -> Iterator[Cell]:
+        """All cells of the grid, in its order: the last field varies fastest, folds after it."""
+        fields = {**self.sweep.grid, **self._folds()}
+        for values in itertools.product(*fields.values()):
+            yield self.cell(dict(zip(fields, values, strict=True)))
+
+    def folded(self, coordinates: Mapping[str, Any]) -> list[Cell]:
+        """The cells of one point of the space: one a fold."""
+        return [self.cell({**coordinates, FOLD: fold}) for fold in self._folds()[FOLD]] if self.sweep.folds else [
+            self.cell(coordinates)
+        ]  # fmt: skip
+
+    def cell(self, coordinates: Mapping[str, Any]) -> Cell:
+        """The cell at these coordinates.
+
+        Raises:
+            UserError: they make no recipe, or data and model do not fit each other.
+        """
+        raw = copy.deepcopy(self.sweep.recipe)
+        raw["name"] = "cell"
+        if self.sweep.folds:
+            put(raw, ["data", "folds"], self.sweep.folds, told="folds")
+        for path, value in coordinates.items():
+            put(raw, path.split("."), value, told=f"sweep field {path}")
+        label = ", ".join(f"{path}={value}" for path, value in coordinates.items())
+        recipe = anchored(resolved(raw, f"sweep {self.sweep.name}, cell {label}"), self.folder)
+        refuse_relative_paths(recipe)
+        recipe = self._placed(recipe)
+        return Cell(dict(coordinates), recipe, self._content(recipe), code_version(recipe))
+
+    def _folds(self) -> dict[str, tuple[int, ...]]:
+        return {FOLD: tuple(range(self.sweep.folds))} if self.sweep.folds else {}
+
+    def _placed(self, recipe: Recipe) -> Recipe:
+        """With its own name, the cores that a trial has, and a micro-batch that fits."""
+        resources = self.sweep.resources
+        changes: dict[str, Any] = {}
+        if can_train_alone(recipe):
+            changes["scaling"] = recipe.scaling.model_copy(update={"cpus_per_worker": resources.cpus})
+        if resources.micro_batch == "memory":
+            counted = self._counted(recipe)
+            micro_batch = fit_micro_batch(recipe, counted, resources.gpu_memory_gb)
+            changes["training"] = recipe.training.model_copy(update={"micro_batch": micro_batch})
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe.model.name)
+        return recipe.model_copy(update={"name": f"{name}-{recipe.data.resolution}", **changes})
+
+    def _counted(self, recipe: Recipe) -> Count:
+        if not isinstance(recipe.model, ModelSection):
+            problem = f"resources.micro_batch memory: the memory of {recipe.model.name} cannot be told beforehand"
+            raise UserError(problem, "Set resources.micro_batch to recipe")
+        known = json.dumps([recipe.model.model_dump(mode="json"), recipe.data.resolution])
+        if known not in self._counts:
+            classes = len(build(recipe).signature().classes)
+            self._counts[known] = count_image_model(recipe.model, classes, recipe.data.resolution)
+        return self._counts[known]
+
+    def _content(self, recipe: Recipe) -> str:
+        """Hash of the recipe without `NO_PART_OF_RESULT`, the data's fingerprints, and what weights it begins with."""
+        document = recipe.model_dump(mode="json")
+        for path in NO_PART_OF_RESULT:
+            *sections, last = path.split(".")
+            node = document
+            for section in sections:
+                node = node[section]
+            node.pop(last, None)
+        if recipe.model.weights is not None:
+            document["model"]["weights"] = file_sha256(Path(recipe.model.weights).expanduser())
+        document["fingerprint"] = self._fingerprint(recipe)
+        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def _fingerprint(self, recipe: Recipe) -> str:
+        """Of the three splits; resolution and augmentation do not change which samples there are."""
+        unseen = {"resolution", "augment", "loader_workers"}
+        known = json.dumps([recipe.data.model_dump(mode="json", exclude=unseen), recipe.seed], sort_keys=True)
+        if known not in self._fingerprints:
+            splits = build(recipe).splits
+            parts = (splits.train.fingerprint, splits.validation.fingerprint, splits.test.fingerprint)
+            self._fingerprints[known] = hashlib.sha256("".join(parts).encode()).hexdigest()
+        return self._fingerprints[known]
+
+
+def other_code(cell: Cell, keys: Iterable[str]) -> list[str]:
+    """Those of `keys` that differ from the cell's in the code alone."""
+    return sorted(key for key in keys if key.startswith(f"{cell.stem}-") and key != cell.key)
+
+
+def check_fields(sweep: SweepRecipe, first: Cell) -> None:
+    """Refuse a field of the sweep that the base recipe would silently ignore.
+
+    Raises:
+        UserError: names the field.
+    """
+    fields = [*sweep.grid, *(sweep.search.space if sweep.search else ())]
+    for path in fields:
+        if path in NO_PART_OF_RESULT or path.split(".")[0] in NO_PART_OF_RESULT:
+            fix = "Vary a field that changes the result; cells that differ in this one alone would be one cell"
+            raise UserError(f"sweep {sweep.name}, field {path}: does not change what a cell comes to", fix)
+    if sweep.folds and first.recipe.data.kind == "digits" and FOLD in fields:
+        raise UserError(f"sweep {sweep.name}: folds and {FOLD} name the same thing", "Remove one of them")
