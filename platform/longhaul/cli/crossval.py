@@ -1,4 +1,4 @@
-"""`longhaul crossval`: a run for each fold of the recordings, and what they say together."""
+"""`longhaul crossval`: a run for each fold of the data, and what they say together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def crossval(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")] = None,
 ) -> None:
-    """Cross-validate a detector: deal the recordings into folds, train one run a fold on Ray, compare them.
+    """Cross-validate: deal the recordings, or the images, into folds, train one run a fold on Ray, compare them.
 
     Chunks of one recording are never on both sides of a split. Folds train side by side where the cluster has room. On Ctrl-C
     they save and end; after that, as after a crash, the same command goes on. `longhaul export NAME` exports the best fold.
@@ -83,10 +83,10 @@ def crossval(
 
 
 def summary_table(report: FoldReport) -> Table:
-    """A row a fold, its best validation and its results on the test recordings; below, their mean and standard deviation."""
+    """A row a fold, its best validation and its results on the test samples; below, their mean and standard deviation."""
     metrics = sorted({metric for fold in report.folds for metric in fold.results})
     best = report.best
-    title = f"cross-validation {report.name}: {report.goal} on each fold's own recordings, the rest on the test recordings"
+    title = f"cross-validation {report.name}: {report.goal} on each fold's own samples, the rest on the test split"
     shown = Table("fold", report.goal, "step", *(metric.removeprefix("test/") for metric in metrics), title=title)
     for fold in report.folds:
         mark = " *" if best is not None and fold.number == best.number else ""

@@ -7,19 +7,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, Self
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
+from longhaul.data.augment import image_tensor
+from longhaul.data.image_folds import Named, hold_out, one_fold
 from longhaul.data.pictures import missing, open_picture
 from longhaul.data.preprocess import ImagePreprocess, to_rgb
 from longhaul.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+
+class LabelledImages(Protocol):
+    """A sample set of pictures with one class each, wherever they lie: what classification and explanations read.
+
+    Attributes:
+        ids, labels: the name and the class index of each.
+        classes: class names by index.
+        preprocess: picture to tensor.
+        augment: how reads with a seed change a picture (`data.augment`).
+        fingerprint: as in `SampleSet`.
+    """
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def preprocess(self) -> ImagePreprocess: ...
+
+    @property
+    def augment(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """The images at `indices` alone, in that order."""
+        ...
+
+    def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
+        """`image` (3, R, R) float32 and `label` () int64."""
+        ...
+
+    def open(self, index: int) -> Image.Image:
+        """The decoded picture, in its own size.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +80,7 @@ class ImageSamples:
         labels: the class index of each.
         classes: class names by index.
         preprocess: picture to tensor.
-        augment: `none`, `shift`, `flip` or `crop` (`recipe.schema`), for reads with a seed.
+        augment: `none`, `shift`, `flip` or `crop` (`recipe.inputs`), for reads with a seed.
     """
 
     root: Path
@@ -47,7 +95,9 @@ class ImageSamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes in bytes (contents of a million images would take minutes to hash).
+        """SHA-256 over names and sizes in bytes: contents of a million images would take minutes to hash.
+
+        A file that is replaced by another of the same size goes unnoticed.
 
         Raises:
             UserError: a file is missing.
@@ -67,14 +117,8 @@ class ImageSamples:
 
     def read(self, index: int, seed: int | None) -> dict[str, Tensor]:
         """`image` (3, R, R) float32 and `label` () int64."""
-        image = self.open(index)
-        if seed is None or self.augment == "none":
-            pixels = self.preprocess.fit(image)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reset the GPU too
-                pixels = self._augmented(image)
-        return {"image": self.preprocess.normalise(pixels), "label": torch.tensor(self.labels[index])}
+        image = image_tensor(self.open(index), self.preprocess, self.augment, seed)
+        return {"image": image, "label": torch.tensor(self.labels[index])}
 
     def open(self, index: int) -> Image.Image:
         """The decoded picture.
@@ -84,57 +128,43 @@ class ImageSamples:
         """
         return open_picture(self.root / self.ids[index], "image", to_rgb, "Replace or remove the file")
 
-    def _augmented(self, image: Image.Image) -> Tensor:
-        side = self.preprocess.resolution
-        if self.augment == "crop":
-            pixels: Tensor = v2.RandomResizedCrop(side, antialias=True)(F.pil_to_tensor(image))
-        else:
-            turn = v2.RandomAffine(
-                degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
-            )
-            pixels = turn(self.preprocess.fit(image))
-        if self.augment != "shift":
-            pixels = v2.RandomHorizontalFlip()(pixels)
-        return pixels
-
 
 @dataclass(frozen=True)
 class ImageSplits:
     """Training, validation and test images, with the classes that they share."""
 
-    train: ImageSamples
-    validation: ImageSamples
-    test: ImageSamples
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
 
 
 def image_splits(
-    root: Path, preprocess: ImagePreprocess, *, augment: str, validation_share: float, test_share: float, seed: int
+    root: Path,
+    preprocess: ImagePreprocess,
+    *,
+    augment: str,
+    validation_share: float,
+    test_share: float,
+    seed: int,
+    folds: int = 0,
+    fold: int = 0,
 ) -> ImageSplits:
     """Split a folder: by its `train/`, `val/` and `test/`, or by shares of each class where those are not there.
 
-    A missing `test/` is answered by `val/`; a missing `val/` by a share of `train/`. Shares are drawn a class at a time from
-    the names and `seed` alone.
+    A missing `test/` is answered by the validation split; a missing `val/` by a share of `train/`. Shares are drawn a class at
+    a time from the names and `seed` alone. With `folds`, training and validation are dealt anew (`image_folds.one_fold`).
 
     Raises:
-        UserError: no such folder, no class folders, an empty class folder, or splits with other classes than `train/`.
+        UserError: no such folder, no class folders, an empty class folder, splits with other classes than `train/`, or a class
+            with fewer images than folds.
     """
     if not root.is_dir():
         raise UserError(f"data.root {root}: no such folder", "Give the folder that holds one sub-folder of images a class")
-    # A class may be called train: only a `train/` that holds class folders itself is a split.
-    has_parts = (root / "train").is_dir() and any(child.is_dir() for child in (root / "train").iterdir())
-    classes, files = _listing(root / "train" if has_parts else root, root)
-    parts: dict[str, list[tuple[str, int]]] = {"train": files, "val": [], "test": []}
-    if has_parts:
-        for part in ("val", "test"):
-            if (root / part).is_dir():
-                other, parts[part] = _listing(root / part, root)
-                if other != classes:
-                    odd = sorted(set(other) ^ set(classes))
-                    raise UserError(f"data.root {root}: {part}/ and train/ differ in classes {', '.join(odd)}", "Make them equal")
-    if not parts["test"] and not has_parts:
-        parts["train"], parts["test"] = _hold_out(parts["train"], test_share, seed)
-    if not parts["val"]:
-        parts["train"], parts["val"] = _hold_out(parts["train"], validation_share, seed + 1)
+    classes, parts = _parts(root, test_share, seed)
+    if folds:
+        parts["train"], parts["val"] = one_fold(parts["train"] + parts["val"], classes, folds, fold, seed)
+    elif not parts["val"]:
+        parts["train"], parts["val"] = hold_out(parts["train"], validation_share, seed + 1)
     parts["test"] = parts["test"] or parts["val"]
 
     def samples(part: str, change: str) -> ImageSamples:
@@ -146,7 +176,25 @@ def image_splits(
     return ImageSplits(samples("train", augment), samples("val", "none"), samples("test", "none"))
 
 
-def _listing(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, int]]]:
+def _parts(root: Path, test_share: float, seed: int) -> tuple[list[str], dict[str, list[Named]]]:
+    """Classes, and the images of the folder's own parts; without such, all are for training but the share for the test."""
+    # A class may be called train: only a `train/` that holds class folders itself is a split.
+    has_parts = (root / "train").is_dir() and any(child.is_dir() for child in (root / "train").iterdir())
+    classes, files = _listing(root / "train" if has_parts else root, root)
+    if not has_parts:
+        kept, held = hold_out(files, test_share, seed)
+        return classes, {"train": kept, "val": [], "test": held}
+    parts: dict[str, list[Named]] = {"train": files, "val": [], "test": []}
+    for part in ("val", "test"):
+        if (root / part).is_dir():
+            other, parts[part] = _listing(root / part, root)
+            if other != classes:
+                odd = sorted(set(other) ^ set(classes))
+                raise UserError(f"data.root {root}: {part}/ and train/ differ in classes {', '.join(odd)}", "Make them equal")
+    return classes, parts
+
+
+def _listing(folder: Path, root: Path) -> tuple[list[str], list[Named]]:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not classes:
         raise UserError(
@@ -159,16 +207,3 @@ def _listing(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, int]]
             raise UserError(f"class folder {folder / name}: holds no image", "Add images to it, or remove the folder")
         files += [(f.relative_to(root).as_posix(), label) for f in found]
     return classes, files
-
-
-def _hold_out(files: list[tuple[str, int]], share: float, seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """The same share of each class, at least one image of each where a class has two or more."""
-    kept, held = [], []
-    for label in sorted({label for _, label in files}):
-        names = sorted(name for name, its in files if its == label)
-        keys = [hashlib.sha256(f"{seed}|{name}".encode()).hexdigest() for name in names]
-        drawn = [names[i] for i in np.argsort(keys)]
-        count = min(max(round(share * len(names)), 1), len(names) - 1) if share else 0
-        held += [(name, label) for name in drawn[:count]]
-        kept += [(name, label) for name in drawn[count:]]
-    return kept, held

@@ -56,7 +56,7 @@ def folds_figure(report: FoldReport) -> Figure:
         axes.text(place, 1.02, f"{mean:.3f}\n± {deviation:.3f}", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(metrics)), [metric.removeprefix("test/") for metric in metrics])
     axes.set_ylim(0, 1.15)
-    axes.set_title(f"{report.name}: the same test recordings for every fold, mean ± standard deviation", fontsize=11)
+    axes.set_title(f"{report.name}: the same test samples for every fold, mean ± standard deviation", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=min(len(done), 5), loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure
@@ -71,7 +71,7 @@ def curves_figure(curves: np.ndarray, classes: list[str], *, title: str) -> Figu
         title: shown above.
     """
     figure = Figure(figsize=(4.2 * len(classes), 4.2), layout="constrained", dpi=150)
-    figure.suptitle(f"{title}: test recordings, IoU 0.5", fontsize=11)
+    figure.suptitle(f"{title}: test samples, IoU 0.5", fontsize=11)
     recall = np.linspace(0, 1, curves.shape[2])
     for place, (name, axes) in enumerate(zip(classes, figure.subplots(1, len(classes), squeeze=False)[0], strict=True)):
         for one in curves[:, place]:

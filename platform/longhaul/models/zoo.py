@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +19,16 @@ from longhaul.recipe.networks import DetectorName, ModelSection
 Builder = Callable[[ModelSection, int, int], nn.Module]
 """(section, number of classes, resolution in pixels) -> network from (N, 3, R, R) to logits (N, classes)."""
 
-OWN: Mapping[str, Builder] = MappingProxyType({})
-"""Networks of our own, before timm's names."""
+OWN: Mapping[str, str] = MappingProxyType(
+    {
+        "simple_cnn": "longhaul.models.small_cnns:simple_cnn",
+        "tiny_cnn": "longhaul.models.small_cnns:tiny_cnn",
+    }
+)
+"""Networks of our own, before timm's names: where the `Builder` of each is.
 
+Its module is imported when the network is built: code that builds another network does not depend on it.
+"""
 
 DETECTORS = get_args(DetectorName)
 """Detectors, which `models.faster_rcnn` builds."""
@@ -33,12 +41,17 @@ def build_image_model(section: ModelSection, classes: int, resolution: int) -> n
         UserError: an unknown name (with the nearest ones), an option that the network does not have, a resolution that it
             cannot work at, weights that cannot be read.
     """
-    builder = OWN.get(section.name, _timm_model)
+    builder: Builder = pkgutil.resolve_name(OWN[section.name]) if section.name in OWN else _timm_model
     model = builder(section, classes, resolution)
     if section.weights is not None:
         load_fitting(model, Path(section.weights).expanduser())
     _check_resolution(model, section.name, resolution)
     return model
+
+
+def own_module(name: str) -> str | None:
+    """The module that a network of our own is built by, such as `longhaul.models.small_cnns`; None for any other network."""
+    return OWN[name].partition(":")[0] if name in OWN else None
 
 
 def model_names(pattern: str = "") -> list[str]:

@@ -21,6 +21,8 @@ _FIXED = {
     "data.root": "its position in the data is one in the data that it began with",
     "data.share": "its position in the data is one in the data that it began with",
     "data.validation_share": "training and validation samples would mix",
+    "data.folds": "training and validation samples would mix",
+    "data.fold": "training and validation samples would mix",
     "data.test_share": "training and test samples would mix",
     "data.resolution": "losses and metrics before and after would not be of the same task",
     "data.excluded": "samples left out from the start have been seen by its weights",

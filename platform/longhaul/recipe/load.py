@@ -12,11 +12,10 @@ from pydantic import ValidationError
 
 from longhaul.errors import UserError
 from longhaul.recipe.explain import explain
-from longhaul.recipe.flatten import flat
 from longhaul.recipe.phases import resolve
 from longhaul.recipe.schema import Recipe
 from longhaul.recipe.section import Section
-from longhaul.recipe.sweep import SweepRecipe
+from longhaul.recipe.sweep import DOMAINS, SweepRecipe, dotted_fields
 
 S = typing.TypeVar("S", bound=Section)
 
@@ -82,16 +81,31 @@ def parse_sweep(text: str, *, source: str = "sweep", overrides: typing.Sequence[
     if "recipe" not in raw:
         fix = "A sweep has the fields name, recipe and grid or search; a recipe alone is for `longhaul train`"
         raise UserError(f"{source}: is no sweep (it has no field `recipe`)", fix)
-    if isinstance(raw.get("grid"), dict):
-        raw["grid"] = flat(raw["grid"])  # so that an override of one of its fields finds it however it is written
     for override in overrides:
+        varied = _varied(raw, source)
         path, equals, _ = override.partition("=")
-        field = path.strip().removeprefix("grid.")
-        if equals and field != path.strip() and isinstance(raw.get("grid"), dict):
-            apply_override(raw["grid"], override.removeprefix("grid."), "--set", key=field)
+        prefix = next((prefix for prefix in varied if path.strip().startswith(prefix)), None)
+        if equals and prefix is not None:
+            apply_override(varied[prefix], override, "--set", key=path.strip().removeprefix(prefix))
         else:
             apply_override(raw, override, "--set")
     return _validated(raw, SweepRecipe, source)
+
+
+def _varied(raw: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """The mappings of a sweep whose keys are dotted fields, by the prefix that an override of one has.
+
+    They are dotted here, so that it finds the field however it is written.
+    """
+    varied = {}
+    places = (("grid.", raw, "grid", ()), ("search.space.", raw.get("search"), "space", DOMAINS))
+    for prefix, section, key, leaves in places:
+        if isinstance(section, dict) and isinstance(section.get(key), dict):
+            try:
+                section[key] = varied[prefix] = dotted_fields(section[key], leaves)
+            except ValueError as error:
+                raise UserError(f"{source}: {prefix.rstrip('.')}: {error}") from None
+    return varied
 
 
 def parse(text: str, *, source: str = "recipe", overrides: typing.Sequence[str] = (), option: str = "--set") -> Recipe:

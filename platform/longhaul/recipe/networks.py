@@ -29,7 +29,7 @@ class ModelSection(_Network):
     """An image classifier."""
 
     name: str
-    """A name that `longhaul recipe models` lists: any timm model, such as `resnet18` or `convnext_large`."""
+    """A name that `longhaul recipe models` lists: any timm model, such as `resnet18`, or `simple_cnn` or `tiny_cnn`."""
     drop_rate: Share = 0.0
     """Dropout before the head."""
     drop_path_rate: Share = 0.0

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from longhaul.recipe.flatten import flat
 from longhaul.recipe.schema import RunName
 from longhaul.recipe.section import NonNegative, Number, Positive, PositiveFloat, Section
 
@@ -62,12 +61,13 @@ class Choice(Section):
     """The values."""
 
 
-_DOMAINS = ("uniform", "log_uniform", "integer", "choice")
+DOMAINS = ("uniform", "log_uniform", "integer", "choice")
+"""The fields by which the kinds of domain are told."""
 
 
 def _domain(value: Any) -> str | None:
     if isinstance(value, dict):
-        return next((kind for kind in _DOMAINS if kind in value), None)
+        return next((kind for kind in DOMAINS if kind in value), None)
     kinds: dict[type[Section], str] = {Uniform: "uniform", LogUniform: "log_uniform", Integer: "integer", Choice: "choice"}
     return kinds.get(type(value))
 
@@ -102,7 +102,7 @@ class SearchSection(Section):
     @field_validator("space", mode="before")
     @classmethod
     def _dotted(cls, value: Any) -> Any:
-        return _fields_of(value, _DOMAINS) if isinstance(value, dict) else value
+        return dotted_fields(value, DOMAINS) if isinstance(value, dict) else value
 
 
 class NoStopping(Section):
@@ -217,7 +217,7 @@ class SweepRecipe(Section):
     @field_validator("grid", mode="before")
     @classmethod
     def _dotted(cls, value: Any) -> Any:
-        return flat(value) if isinstance(value, dict) else value
+        return dotted_fields(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _check(self) -> SweepRecipe:
@@ -241,10 +241,20 @@ class SweepRecipe(Section):
         return self
 
 
-def _fields_of(node: dict[str, Any], leaves: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted paths, down to the mappings that hold one of `leaves`."""
+def dotted_fields(node: dict[str, Any], leaves: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A nested mapping as dotted paths, down to lists, plain values and the mappings that hold one of `leaves`.
+
+    (`flatten.flat` goes into lists as well, which here are the values of a field.)
+
+    Raises:
+        ValueError: a path is written twice, in two ways.
+    """
     fields: dict[str, Any] = {}
     for key, value in node.items():
         nested = isinstance(value, dict) and value and not any(leaf in value for leaf in leaves)
-        fields |= _fields_of(value, leaves, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        inner = {f"{key}.{path}": one for path, one in dotted_fields(value, leaves).items()} if nested else {str(key): value}
+        for path, one in inner.items():
+            if path in fields:
+                raise ValueError(f"{path} is written twice, dotted and nested; write it once")
+            fields[path] = one
     return fields

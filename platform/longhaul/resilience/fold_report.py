@@ -23,8 +23,8 @@ class Fold(BaseModel):
     Attributes:
         number: from 1; `run`: the name of its run, beside the report's folder.
         status: `finished`, or why not.
-        best: the goal on its validation recordings; `best_step` where.
-        results: on the test recordings, such as `test/f1`.
+        best: the goal on its validation samples; `best_step` where.
+        results: on the test samples, such as `test/f1`.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -39,7 +39,7 @@ class Fold(BaseModel):
 
 
 class FoldReport(BaseModel):
-    """All folds, and the best of them by its validation recordings: choosing by the test would spend it."""
+    """All folds, and the best of them by its validation samples: choosing by the test would spend it."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
@@ -56,11 +56,11 @@ class FoldReport(BaseModel):
         return max(done, key=lambda fold: sign * (fold.best or 0.0), default=None)
 
     def goal_spread(self) -> tuple[float, float]:
-        """Mean and standard deviation of the best goal over the folds: each on recordings that it was not trained on."""
+        """Mean and standard deviation of the best goal over the folds: each on samples that it was not trained on."""
         return _spread([fold.best for fold in self.folds if fold.best is not None])
 
     def spread(self, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation of a result over the folds that have it: all on the same test recordings."""
+        """Mean and standard deviation of a result over the folds that have it: all on the same test samples."""
         return _spread([fold.results[metric] for fold in self.folds if metric in fold.results])
 
 

@@ -16,6 +16,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from longhaul.data.cifar10 import cifar10_splits
 from longhaul.data.digits import default_root, write_digits
 from longhaul.data.images import ImageSplits, image_splits
 from longhaul.data.preprocess import ImagePreprocess
@@ -24,7 +25,7 @@ from longhaul.data.subset import share_of
 from longhaul.errors import UserError
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe import Recipe
-from longhaul.recipe.inputs import DigitsData, ImageFolderData
+from longhaul.recipe.inputs import Cifar10Data, DigitsData, ImageFolderData
 from longhaul.recipe.networks import ModelSection
 from longhaul.recipe.problems import ClassificationSection
 from longhaul.workloads.base import Goal, Precision, Signature, TensorSpec
@@ -124,15 +125,24 @@ def _image_splits(recipe: Recipe) -> ImageSplits:
 def _whole_splits(recipe: Recipe) -> ImageSplits:
     data = recipe.data
     preprocess = ImagePreprocess(resolution=data.resolution)
+    if isinstance(data, Cifar10Data):
+        return cifar10_splits(data, preprocess, recipe.seed)
+    assert isinstance(data, DigitsData | ImageFolderData)  # the recipe's schema sees to it
     if isinstance(data, DigitsData):
-        root = write_digits(Path(data.root).expanduser() if data.root else default_root())
-        return image_splits(root, preprocess, augment=data.augment, validation_share=0, test_share=0, seed=recipe.seed)
-    assert isinstance(data, ImageFolderData)  # the recipe's schema sees to it
+        root, validation_share, test_share = write_digits(_digits_root(data)), 0.0, 0.0
+    else:
+        root, validation_share, test_share = Path(data.root).expanduser(), data.validation_share, data.test_share
     return image_splits(
-        Path(data.root).expanduser(),
+        root,
         preprocess,
         augment=data.augment,
-        validation_share=data.validation_share,
-        test_share=data.test_share,
+        validation_share=validation_share,
+        test_share=test_share,
         seed=recipe.seed,
+        folds=data.folds,
+        fold=data.fold,
     )
+
+
+def _digits_root(data: DigitsData) -> Path:
+    return Path(data.root).expanduser() if data.root else default_root()

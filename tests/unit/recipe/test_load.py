@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import yaml
 
 from longhaul.errors import UserError
 from longhaul.recipe import dump, load, parse
+from longhaul.recipe.load import dump_sweep, load_sweep, parse_sweep, put, resolved
 
 ROOT = Path(__file__).parents[3]
 BASE = """\
@@ -160,16 +164,40 @@ def test_merge_keys_of_yaml_work() -> None:
     assert (data.kind, data.resolution) == ("digits", 16)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs/recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+SWEEPS = sorted(path for path in (ROOT / "jobs/recipes").rglob("*.yaml") if re.search("(?m)^recipe:", path.read_text()))
+RECIPES = sorted(path for path in (ROOT / "jobs/recipes").rglob("*.yaml") if path not in SWEEPS)
+
+
+def refuse_a_head_that_says_too_little(path: Path, *verbs: str) -> None:
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert any(f"longhaul {verb} {path.relative_to(ROOT)}" in head for verb in verbs)
+    assert re.search(r"# Trains  \S", head)
+    assert re.search(r"# Expect  \S", head)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_shipped_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     recipe = load(path)
-    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    refuse_a_head_that_says_too_little(path, "train", "crossval")
     assert recipe.name == path.stem
     assert recipe.workload.kind == path.parent.name
-    assert any(f"longhaul {verb} {path.relative_to(ROOT)}" in head for verb in ("train", "crossval"))
-    assert "Trains" in head
-    assert "Expect" in head
     assert parse(dump(recipe)) == recipe
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_shipped_sweep_loads_and_says_how_to_run_it(path: Path) -> None:
+    sweep = load_sweep(path)
+    refuse_a_head_that_says_too_little(path, "sweep")
+    assert sweep.name == f"{path.parent.name}_{path.stem}"
+    assert parse_sweep(dump_sweep(sweep)) == sweep
+    cells = 0
+    for values in itertools.product(*sweep.grid.values()):
+        raw = {"name": "cell", **copy.deepcopy(sweep.recipe)}
+        for field, value in zip(sweep.grid, values, strict=True):
+            put(raw, field.split("."), value, told=field)
+        assert resolved(raw, str(path)).training.global_batch == sweep.recipe["training"]["global_batch"]
+        cells += 1
+    assert f"# Trains  {cells} cells of {sweep.recipe['training']['epochs']} epochs" in path.read_text()
 
 
 def number_paths(node: dict[str, Any], prefix: str = "") -> list[str]:

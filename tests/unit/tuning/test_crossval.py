@@ -11,6 +11,9 @@ from longhaul.errors import UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.tuning.crossval import parallel_folds, prepare
 from longhaul.tuning.estimate import Cost, measure_cost
+from longhaul.workloads import build
+
+PICTURES = "{name: d, model: {name: test_resnet}, data: {kind: imagefolder, root: ROOT, resolution: 16}, training: {steps: 1}}"
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +29,18 @@ def test_each_fold_is_a_run_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
     assert [fold.run.name for fold in prepare(one, str(tmp_path), "plain")] == ["plain_fold1"]
 
 
-def test_a_data_set_without_recordings_has_no_folds(tmp_path: Path) -> None:
-    digits = parse("{name: d, model: {name: resnet18}, data: {kind: digits}, training: {epochs: 1}}")
-    with pytest.raises(UserError, match="has no recordings to deal into folds"):
-        prepare(digits, str(tmp_path), "d")
+def test_pictures_have_folds_as_tiles_have(few_digits: Path, tmp_path: Path) -> None:
+    folds = prepare(parse(PICTURES, overrides=[f"data.root={few_digits}", "data.folds=4"]), str(tmp_path), "d")
+    assert [(fold.run.name, fold.recipe.data.fold) for fold in folds] == [(f"d_fold{n + 1}", n) for n in range(4)]
+    held = [set(build(fold.recipe).splits.validation.ids) for fold in folds]
+    assert len(set.union(*held)) == sum(map(len, held)) == 4 * (10 + 6)  # every training and validation image, once
+
+
+def test_folds_that_the_pictures_cannot_fill_are_refused_before_anything_starts(few_digits: Path, tmp_path: Path) -> None:
+    words = r"data\.folds 17: class 0 has 16 images outside the test split\. Set data\.folds to at most 16"
+    with pytest.raises(UserError, match=words):
+        prepare(parse(PICTURES, overrides=[f"data.root={few_digits}", "data.folds=17"]), str(tmp_path), "d")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar10_files import CLASSES, write_cifar10
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
+from longhaul.data.loader import batches
 from longhaul.errors import UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.workloads import build
@@ -126,6 +128,40 @@ def test_digits_by_kind_are_the_same_pictures(digits_root: Path, workload: Class
     digits = build(parse(text)).splits
     assert (len(digits.train), len(digits.validation), len(digits.test)) == (1149, 288, 360)
     assert digits.train.fingerprint == workload.splits.train.fingerprint
+
+
+def test_folds_of_digits_leave_their_test_split_alone(digits_root: Path, workload: Classification) -> None:
+    text = "{name: d, model: {name: test_resnet}, data: {kind: digits, folds: 5, fold: 2}, training: {steps: 1}}"
+    digits = build(parse(text)).splits
+    assert (len(digits.train), len(digits.validation)) in {(1149, 288), (1150, 287)}
+    assert digits.test.fingerprint == workload.splits.test.fingerprint
+    other = build(parse(text, overrides=["data.fold=3"])).splits
+    assert not set(digits.validation.ids) & set(other.validation.ids)
+
+
+def test_cifar10_trains_like_a_folder_of_images(tmp_path: Path) -> None:
+    """Its classes, told apart by colour, are learnt; the share of the data is drawn as from any other set."""
+    root = write_cifar10(tmp_path, images=40)
+    text = (
+        "{name: c, model: {name: tiny_cnn}, data: {kind: cifar10, root: ROOT, augment: flip, share: 0.5}, training: {steps: 1}}"
+    )
+    workload = Classification(parse(text, overrides=[f"data.root={root}"]))
+    assert workload.classes == CLASSES
+    assert (len(workload.splits.train), len(workload.splits.test)) == (92, 40)
+    torch.manual_seed(0)
+    model = workload.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(8):
+        for batch in batches(workload.splits.train, 23):
+            optimizer.zero_grad()
+            workload.loss(model, batch).backward()
+            optimizer.step()
+    metrics = workload.metrics()
+    model.eval()
+    with torch.no_grad():
+        for batch in batches(workload.splits.test, 20):
+            workload.measure(model, batch, metrics)
+    assert float(metrics.compute()["top1"]) > 0.9
 
 
 def test_one_class_is_refused(tmp_path: Path, few_digits: Path) -> None:
