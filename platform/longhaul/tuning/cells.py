@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from longhaul.errors import UserError
-from longhaul.models.counting import Count, count_image_model
 from longhaul.recipe import Recipe
 from longhaul.recipe.load import put, resolved
-from longhaul.recipe.networks import ModelSection
 from longhaul.recipe.paths import anchored, refuse_relative_paths
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.storage import file_sha256
 from longhaul.training.alone import can_train_alone
-from longhaul.tuning.code_version import CodeVersion, code_version
+from longhaul.tuning.code_version import CodeVersion, Sources, code_version
+from longhaul.tuning.cost import CostBook
 from longhaul.tuning.micro_batch import fit_micro_batch
 from longhaul.workloads import build
 
@@ -75,12 +74,14 @@ class CellMaker:
     Attributes:
         sweep: the sweep.
         folder: what relative paths in it are seen from.
+        book: what has been counted of networks.
     """
 
     sweep: SweepRecipe
     folder: Path = field(default_factory=Path.cwd)
+    book: CostBook = field(default_factory=CostBook)
     _fingerprints: dict[str, str] = field(default_factory=dict)
-    _counts: dict[str, Count] = field(default_factory=dict)
+    _sources: Sources = field(default_factory=Sources)
 
     def grid(self) -> Iterator[Cell]:
         """All cells of the grid, in its order: the last field varies fastest, folds after it."""
@@ -110,7 +111,7 @@ class CellMaker:
         recipe = anchored(resolved(raw, f"sweep {self.sweep.name}, cell {label}"), self.folder)
         refuse_relative_paths(recipe)
         recipe = self._placed(recipe)
-        return Cell(dict(coordinates), recipe, self._content(recipe), code_version(recipe))
+        return Cell(dict(coordinates), recipe, self._content(recipe), code_version(recipe, self._sources))
 
     def _folds(self) -> dict[str, tuple[int, ...]]:
         return {FOLD: tuple(range(self.sweep.folds))} if self.sweep.folds else {}
@@ -122,21 +123,14 @@ class CellMaker:
         if can_train_alone(recipe):
             changes["scaling"] = recipe.scaling.model_copy(update={"cpus_per_worker": resources.cpus})
         if resources.micro_batch == "memory":
-            counted = self._counted(recipe)
+            counted = self.book.count(recipe)
+            if counted is None:
+                problem = f"resources.micro_batch memory: the memory of {recipe.model.name} cannot be told beforehand"
+                raise UserError(problem, "Set resources.micro_batch to recipe")
             micro_batch = fit_micro_batch(recipe, counted, resources.gpu_memory_gb)
             changes["training"] = recipe.training.model_copy(update={"micro_batch": micro_batch})
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe.model.name)
         return recipe.model_copy(update={"name": f"{name}-{recipe.data.resolution}", **changes})
-
-    def _counted(self, recipe: Recipe) -> Count:
-        if not isinstance(recipe.model, ModelSection):
-            problem = f"resources.micro_batch memory: the memory of {recipe.model.name} cannot be told beforehand"
-            raise UserError(problem, "Set resources.micro_batch to recipe")
-        known = json.dumps([recipe.model.model_dump(mode="json"), recipe.data.resolution])
-        if known not in self._counts:
-            classes = len(build(recipe).signature().classes)
-            self._counts[known] = count_image_model(recipe.model, classes, recipe.data.resolution)
-        return self._counts[known]
 
     def _content(self, recipe: Recipe) -> str:
         """Hash of the recipe without `NO_PART_OF_RESULT`, the data's fingerprints, and what weights it begins with."""

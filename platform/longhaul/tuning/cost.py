@@ -64,10 +64,12 @@ class _Network:
 class CostBook:
     """Costs of many cells: each data set is looked at once, each network built and counted in full once.
 
-    At other resolutions its operations are counted again, and its activations taken to grow with the area.
+    At other resolutions its operations are counted again, and its activations taken to grow with the area, unless `count` has
+    counted it there.
     """
 
     _networks: dict[str, _Network | None] = field(default_factory=dict)
+    _counts: dict[tuple[str, int], Count] = field(default_factory=dict)
     _sizes: dict[str, _Sizes] = field(default_factory=dict)
 
     def cost(self, recipe: Recipe) -> Cost:
@@ -94,6 +96,20 @@ class CostBook:
             operations += forward * ((1 + _BACKWARD) * course.total_samples + measured)
         return Cost(operations, counted, memory if counted else None, parameters)
 
+    def count(self, recipe: Recipe) -> Count | None:
+        """The recipe's network, counted in full at its resolution whatever else has been counted; None where it cannot be.
+
+        Raises:
+            UserError: data or model of the recipe are not there, or not in order.
+        """
+        key = (_network_key(recipe, self._sizes_of(recipe).classes), recipe.data.resolution)
+        if key not in self._counts:
+            network = _counted(recipe)
+            if network is None:
+                return None
+            self._counts[key] = network.count
+        return self._counts[key]
+
     def _sizes_of(self, recipe: Recipe) -> _Sizes:
         key = json.dumps([recipe.workload.kind, recipe.seed, recipe.data.model_dump(mode="json", exclude=_NO_SAMPLES)])
         if key not in self._sizes:
@@ -104,11 +120,12 @@ class CostBook:
         return self._sizes[key]
 
     def _count_of(self, recipe: Recipe, classes: int) -> Count | None:
-        section = recipe.model.model_dump(mode="json", exclude={"pretrained", "weights"})
-        key = json.dumps([recipe.workload.kind, section, classes])
+        key, side = _network_key(recipe, classes), recipe.data.resolution
+        if (key, side) in self._counts:
+            return self._counts[key, side]
         if key not in self._networks:
             self._networks[key] = _counted(recipe)
-        known, side = self._networks[key], recipe.data.resolution
+        known = self._networks[key]
         if known is None or known.side == side:
             return None if known is None else known.count
         try:
@@ -127,6 +144,11 @@ def training_cost(recipe: Recipe, book: CostBook | None = None) -> Cost:
         UserError: data or model of the recipe are not there, or not in order.
     """
     return (book or CostBook()).cost(recipe)
+
+
+def _network_key(recipe: Recipe, classes: int) -> str:
+    section = recipe.model.model_dump(mode="json", exclude={"pretrained", "weights"})
+    return json.dumps([recipe.workload.kind, section, classes])
 
 
 def _counted(recipe: Recipe) -> _Network | None:

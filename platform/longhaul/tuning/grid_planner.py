@@ -186,19 +186,28 @@ class _Decision:
         """Why it is left out; None where it is not.
 
         The risk is the whole grid's: to the cell's own chance come those of all that is left out already, and of those at
-        its value that are less likely still and so would be left out before it.
+        its value that are less likely still and so would be left out before it. Of the risk, each value of `along` may
+        use up a share as large as that of its cost and those below it, so that enough is left where most is to be saved.
         """
-        own, risk = self._evidence.chance(*group), self._pruning.risk
-        if own.evidence is None or own.value >= risk:
+        limit = self._pruning.risk * self._share_up_to(group[1])
+        own = self._evidence.chance(*group)
+        if own.evidence is None or own.value >= limit:
             return None
         rest = [self._evidence.chance(*other).value for other in order if other != group]
         others = sum(chance for chance in rest if chance <= own.value)
         left_out = [other for other in self._groups if other != group and self._cells(other, "skipped")]
         others += sum(self._evidence.chance(*other).value for other in left_out)
-        if own.value + others >= risk:
+        if own.value + others >= limit:
             return None
         together = f", with all others left out {own.value + others:.1%}" if others >= 0.0005 else ""
-        return f"{own.evidence}: chance to win {own.value:.1%}{together} < {risk:.1%}"
+        return f"{own.evidence}: chance to win {own.value:.1%}{together} < {limit:.1%}"
+
+    def _share_up_to(self, place: int) -> float:
+        """The share of the values up to this one in the cost of all that could be left out: all but the cheapest value."""
+        costs: dict[int, float] = {}
+        for (_, at), cells in self._groups.items():
+            costs[at] = costs.get(at, 0.0) + sum(1.0 if cell.cost is None else cell.cost for cell in cells)
+        return sum(costs[at] for at in costs if 0 < at <= place) / sum(costs[at] for at in costs if at > 0)
 
     def _is_decided_by(self, running: Sequence[Group], group: Group) -> bool:
         """Whether what runs now may still leave it out: its own cheaper cell, or as many at its value as make a comparison."""

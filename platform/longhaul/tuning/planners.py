@@ -57,13 +57,13 @@ class SearchPlan:
     def __init__(self, board: Board, planned: SweepPlan, searcher: SweepSearcher) -> None:
         self._board, self._planned, self._searcher = board, planned, searcher
         self._waiting = [group for group in points(board.state.cells) if any(record.open for record in group)]
-        self._known: dict[str, str] = {}
+        self._known: dict[str, tuple[str, str]] = {}  # of a trial: what the searcher calls it, and its first cell's key
 
     def next(self, trial_id: str) -> Sequence[CellRecord] | None:
         """See `trial_source.Planner`."""
         if self._waiting:
             group = self._waiting.pop(0)
-            self._known[trial_id] = group[0].key
+            self._known[trial_id] = (group[0].key, group[0].key)
             return group
         for attempt in range(_ATTEMPTS):
             name = trial_id if attempt == 0 else f"{trial_id}-{attempt}"
@@ -78,20 +78,20 @@ class SearchPlan:
                 self._searcher.on_trial_complete(name, None, error=True)
                 continue
             if any(record.open for record in records):
-                self._known[trial_id] = name
+                self._known[trial_id] = (name, records[0].key)
                 return records
             self._searcher.on_trial_complete(name, {"epoch": 0.0, "score": mean_score(records)})  # another sweep has trained it
         return ()
 
     def heard(self, trial_id: str, result: dict[str, Any]) -> None:
         """The searcher learns from each validation."""
-        self._searcher.on_trial_result(self._known[trial_id], result)
+        self._searcher.on_trial_result(self._known[trial_id][0], result)
 
     def over(self, trial_id: str, result: dict[str, Any] | None, *, failed: bool) -> None:
         """The searcher learns how it ended."""
-        name = self._known[trial_id]
-        group = next((group for group in points(self._board.state.cells) if group[0].key == name), None)
-        ended: Ended = "failed" if failed else "finished" if group is None else ended_of(group)
+        name, key = self._known[trial_id]
+        group = next(group for group in points(self._board.state.cells) if group[0].key == key)
+        ended: Ended = "failed" if failed else ended_of(group)
         self._searcher.on_trial_complete(name, {**(result or {}), "ended": ended}, error=failed)
 
 

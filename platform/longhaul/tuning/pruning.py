@@ -1,6 +1,6 @@
 """The chance that a cell not trained yet wins its grid, from what is measured: what cost-aware pruning decides by.
 
-A model is a cell's coordinates but `along`; a value is one of `along`. Two independent looks at a model and a dearer value:
+A model is a cell's coordinates but `along`; a value is one of `along`. Two looks at a model and a dearer value:
 
 * Rank: the model's normal score (Blom, 1958) among those measured at the cheaper value carries over by Spearman's correlation of
   the models that both values have measured - by the lower bound of its confidence interval (Fisher's z, with the variance
@@ -12,9 +12,11 @@ A model is a cell's coordinates but `along`; a value is one of `along`. Two inde
   gain, because promising models are trained first: what is lucky at the cheaper value gains less, and a line in the
   score is not led astray by choosing models by that score.
 
-A cell is left out where the smaller chance, doubled for having looked twice, is below the risk. Assumed: models' scores scatter
-about the line alike everywhere; where nothing is measured yet, the neighbours below stand in, that is, the next step along
-gains no more and keeps ranks no worse than the last one did.
+The smaller of the two counts; `grid_planner` compares the sum over all that is left out with the risk, which bounds the chance
+that the winner is among them however the cells hang together. Assumed: scores scatter about the line alike everywhere; where
+nothing is measured at a value yet, the step below stands in: the next one gains no more, scatters at most twice as much, and
+keeps ranks as well. That taking the smaller of two chances, again after every result, does no harm, and what happens where an
+assumption does not hold, `benchmarks/pruning_replay.py` shows.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 _CONFIDENCE = 0.9  # one-sided, of the rank correlation's lower bound
-_LOOKS = 2
 _LEAST_SHARE = (
     1e-3  # of the scores' range: the least deviation from a line; scores are counts of right answers, and may fit by chance
 )
-_NODES = 96  # of the quadrature: the closed form for one rival is met to 1e-9
+_STAND_IN = 2.0  # a step that nobody has taken scatters at most so many times as much as the one below it
+_NODES = 96  # of the quadrature: the closed form for one rival is met to 1e-6
 _LEAST_FOR_RANKS = 4  # Fisher's z has no variance below
 LEAST_COMMON = 3
 """Two values with fewer models in common say nothing of each other."""
@@ -93,6 +95,8 @@ class Evidence:
     ) -> None:
         self._models, self._names, self._least_common = models, names, least_common
         self._sign = -1 if lower_is_better else 1
+        self._fitted: dict[tuple[int, int], Line | None] = {}
+        self._scores: dict[int, dict[Hashable, float]] = {}
         self._correlations: dict[tuple[int, int], Correlation | None] = {}
         scores = [measured.score for row in models.values() for measured in row.values()]
         self._best = max(scores, default=-math.inf)
@@ -103,8 +107,7 @@ class Evidence:
         if not below:
             return Chance(1.0)
         looks = [self._by_rank(model, max(below), at), self._by_trend(model, max(below), at)]
-        best = min(looks, key=lambda look: look.value)
-        return Chance(min(_LOOKS * best.value, 1.0), best.evidence)
+        return min(looks, key=lambda look: look.value)
 
     def promise(self, model: Hashable, before: int) -> tuple[int, float]:
         """What models are sorted by at a dear value: the score at the nearest cheaper value, nearer values first."""
@@ -129,18 +132,24 @@ class Evidence:
 
     def _by_rank(self, model: Hashable, cheaper: int, at: int) -> Chance:
         """Against those trained at `at` whose ranks at `cheaper` are known."""
-        peers = {name: row[cheaper].score for name, row in self._models.items() if cheaper in row}
-        rivals = [name for name in peers if at in self._models[name]]
+        rivals = [name for name, row in self._models.items() if cheaper in row and at in row]
         steps = self._steps(cheaper, at)
-        if not rivals or not steps:
-            return Chance(1.0)
-        carried = math.prod(max(step.least, 0.0) for step in steps)
-        scores = normal_scores(list(peers.values()))
-        score = dict(zip(peers, scores, strict=True))
-        chance = chance_above_all(score[model], [score[rival] for rival in rivals], carried)
-        place = 1 + sum(other > peers[model] for other in peers.values())
+        if not rivals or any(step.least <= 0 for step in steps) or not steps:
+            return Chance(1.0)  # that order carries over at all is not established
+        score = self._normal_scores(cheaper)
+        # A weak correlation favours who was bad before, a strong one who was good: the larger chance counts.
+        carried = (math.prod(step.least for step in steps), math.prod(_short_of_one(step.found, step.count) for step in steps))
+        chance = max(chance_above_all(score[model], [score[rival] for rival in rivals], one) for one in carried)
+        place = 1 + sum(other > score[model] for other in score.values())
         told = ", ".join(f"{self._span(step)} at least {step.least:.2f} (n={step.count})" for step in dict.fromkeys(steps))
-        return Chance(chance, f"rank {place} of {len(peers)} at {self._names[cheaper]}, rank correlation {told}")
+        return Chance(chance, f"rank {place} of {len(score)} at {self._names[cheaper]}, rank correlation {told}")
+
+    def _normal_scores(self, place: int) -> dict[Hashable, float]:
+        """Of all models measured at a value."""
+        if place not in self._scores:
+            scores = {model: row[place].score for model, row in self._models.items() if place in row}
+            self._scores[place] = dict(zip(scores, normal_scores(list(scores.values())), strict=True))
+        return self._scores[place]
 
     def _steps(self, cheaper: int, dearer: int) -> list[Correlation]:
         """The correlation between two values; else of the steps between, each of its own or the nearest below it; [] if none."""
@@ -159,21 +168,41 @@ class Evidence:
     def _by_trend(self, model: Hashable, cheaper: int, at: int) -> Chance:
         """Against the best of the whole grid."""
         known = self._models[model][cheaper]
-        if not known.whole:
+        lines = self._lines(cheaper, at)
+        if not known.whole or not lines:
             return Chance(1.0)
-        spans = [(cheaper, at)]
-        if at == cheaper + 1:  # the step before stands in for a step; nothing does for a leap over values left out
-            spans += [(place, place + 1) for place in range(cheaper - 1, -1, -1)]
-        for first, second in spans:
-            pairs = self._pairs(first, second, whole=True)
-            predicted = predict(pairs, known.score) if len(pairs) >= max(self._least_common, LEAST_COMMON) else None
-            if predicted is not None:
-                mean, deviation, freedom = predicted
-                chance = float(stats.t.sf((self._best - mean) / deviation, freedom))
-                step = f"{self._names[first]} -> {self._names[second]} (n={len(pairs)})"
-                expected = f"{self._sign * mean:.4g} +- {deviation:.2g} expected by the gains {step}"
-                return Chance(chance, f"{expected}, best so far {self._sign * self._best:.4g}")
-        return Chance(1.0)
+        mean, deviation = known.score, 0.0
+        for _, line, factor in lines:  # what is not sure about one step comes out of the next one times its slope
+            mean, own = line.at(mean)
+            deviation = math.hypot(line.slope * deviation, factor * own)
+        freedom = min(line.count for _, line, _ in lines) - 2
+        chance = float(special.stdtr(freedom, (mean - self._best) / deviation))
+        steps = ", ".join(f"{self._names[a]} -> {self._names[b]} (n={line.count})" for (a, b), line, _ in dict.fromkeys(lines))
+        expected = f"{self._sign * mean:.4g} +- {deviation:.2g} expected by the gains {steps}"
+        return Chance(chance, f"{expected}, best so far {self._sign * self._best:.4g}")
+
+    def _lines(self, cheaper: int, at: int) -> list[tuple[tuple[int, int], Line, float]]:
+        """The line between two values; else those of the steps between, each its own or the nearest below it; [] if none.
+
+        Each with the two places that it was fitted to, and by how much its deviation is to be multiplied.
+        """
+        direct = self._line(cheaper, at)
+        if direct is not None:
+            return [((cheaper, at), direct, 1.0)]
+        lines = []
+        for place in range(cheaper, at):
+            tried = ((lower, self._line(lower, lower + 1)) for lower in range(place, -1, -1))
+            found = next(((lower, line) for lower, line in tried if line is not None), None)
+            if found is None:
+                return []
+            lines.append(((found[0], found[0] + 1), found[1], 1.0 if found[0] == place else _STAND_IN))
+        return lines
+
+    def _line(self, cheaper: int, dearer: int) -> Line | None:
+        if (cheaper, dearer) not in self._fitted:
+            pairs = self._pairs(cheaper, dearer, whole=True)
+            self._fitted[cheaper, dearer] = fit(pairs) if len(pairs) >= self._least_common else None
+        return self._fitted[cheaper, dearer]
 
     def _pairs(self, cheaper: int, dearer: int, *, whole: bool) -> list[tuple[float, float]]:
         rows = [row for row in self._models.values() if cheaper in row and dearer in row]
@@ -192,15 +221,19 @@ def lower_bound(correlation: float, count: int) -> float:
     """
     if count < _LEAST_FOR_RANKS:
         return -1.0
+    z = math.atanh(_short_of_one(correlation, count))
+    return math.tanh(z - float(special.ndtri(_CONFIDENCE)) * math.sqrt(1.06 / (count - 3)))
+
+
+def _short_of_one(correlation: float, count: int) -> float:
     agreeing = 1 - 12 / (count * (count * count - 1))
-    z = math.atanh(max(min(correlation, agreeing), -agreeing))
-    return math.tanh(z - float(stats.norm.ppf(_CONFIDENCE)) * math.sqrt(1.06 / (count - 3)))
+    return max(min(correlation, agreeing), -agreeing)
 
 
 def normal_scores(values: Sequence[float]) -> list[float]:
     """Blom's normal scores of values, by their ranks; those that are equal share the mean rank."""
     ranks = stats.rankdata(values)
-    return [float(score) for score in stats.norm.ppf((ranks - 0.375) / (len(values) + 0.25))]
+    return [float(score) for score in special.ndtri((ranks - 0.375) / (len(values) + 0.25))]
 
 
 def chance_above_all(score: float, rivals: Sequence[float], correlation: float) -> float:
@@ -211,7 +244,7 @@ def chance_above_all(score: float, rivals: Sequence[float], correlation: float) 
     spread = math.sqrt(1 - correlation * correlation)
     leads = correlation * (score - np.asarray(rivals, dtype=float)) / spread
     nodes, weights = _quadrature()
-    above = stats.norm.cdf(nodes[:, None] + leads[None, :]).prod(axis=1)
+    above = special.ndtr(nodes[:, None] + leads[None, :]).prod(axis=1)
     return float((weights * above).sum() / weights.sum())
 
 
@@ -222,21 +255,38 @@ def _quadrature() -> tuple[Floats, Floats]:
     return nodes, weights
 
 
-def predict(pairs: Sequence[tuple[float, float]], at: float) -> tuple[float, float, int] | None:
-    """A new model's score at the dearer value, by the least-squares line through (cheaper, dearer) scores.
+@dataclass(frozen=True)
+class Line:
+    """Least squares through `count` pairs (x, y).
 
-    Returns:
-        Mean, standard deviation (of a new observation, the line's own uncertainty included) and degrees of freedom of its Student
-        t distribution; None for fewer than three pairs, or where all cheaper scores are equal.
+    Attributes:
+        slope: of the line, which goes through the means.
+        mean_x, mean_y: of the pairs.
+        square: sum of squared distances of x from its mean.
+        variance: of y about the line.
     """
-    count = len(pairs)
+
+    slope: float
+    mean_x: float
+    mean_y: float
+    square: float
+    variance: float
+    count: int
+
+    def at(self, x: float) -> tuple[float, float]:
+        """A new pair's y at x: mean, and standard deviation with the line's own uncertainty (Student's t, count - 2)."""
+        off = x - self.mean_x
+        return self.mean_y + self.slope * off, math.sqrt(self.variance * (1 + 1 / self.count + off * off / self.square))
+
+
+def fit(pairs: Sequence[tuple[float, float]]) -> Line | None:
+    """The line through pairs; None for fewer than three, or where all x are equal."""
     x, y = np.asarray(pairs, dtype=float).reshape(-1, 2).T
-    if count < LEAST_COMMON or np.ptp(x) == 0:
-        return None  # no line
-    square = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * (y - y.mean())).sum()) / square
-    left = y - y.mean() - slope * (x - x.mean())
-    variance = float((left**2).sum()) / (count - 2)
+    if len(pairs) < LEAST_COMMON or np.ptp(x) == 0:
+        return None
+    off_x, off_y = x - x.mean(), y - y.mean()
+    square = float((off_x**2).sum())
+    slope = float((off_x * off_y).sum()) / square
+    variance = float(((off_y - slope * off_x) ** 2).sum()) / (len(pairs) - 2)
     variance = max(variance, (_LEAST_SHARE * float(np.ptp(y))) ** 2, sys.float_info.min)
-    deviation = math.sqrt(variance * (1 + 1 / count + (at - float(x.mean())) ** 2 / square))
-    return float(y.mean()) + slope * (at - float(x.mean())), deviation, count - 2
+    return Line(slope, float(x.mean()), float(y.mean()), square, variance, len(pairs))

@@ -35,13 +35,12 @@ def make_scheduler(
 
     Raises:
         UserError: the first comparison would come after the training's end.
+        ValueError: the rule is population based training, which is no scheduler here.
     """
     if isinstance(stopping, NoStopping):
         return FIFOScheduler()
     if isinstance(stopping, PbtStopping):
-        from longhaul.tuning.population import make_pbt  # type: ignore[import-untyped]
-
-        return make_pbt(stopping, direction, epochs, past)  # type: ignore[no-any-return]
+        raise ValueError("population based training stops nobody: `tuning.population` drives it")
     if stopping.least_epochs > epochs:
         problem = f"stopping.least_epochs {stopping.least_epochs:g}: trials train for {epochs:g} epochs"
         raise UserError(problem, f"Set stopping.least_epochs below {epochs:g}, or stopping.kind to none")

@@ -18,7 +18,7 @@ from longhaul.training.course import Course
 from longhaul.training.patience import check_watched
 from longhaul.tuning.board import Board, changed_code, record_of
 from longhaul.tuning.cells import Cell, CellMaker, check_fields, other_code
-from longhaul.tuning.cost import CostBook, training_cost
+from longhaul.tuning.cost import training_cost
 from longhaul.tuning.resources import gpu_share
 from longhaul.workloads import build
 
@@ -37,7 +37,6 @@ class SweepPlan:
         new: keys that the sweep did not have at its last call.
         gone: labels of cells that it had and has no more; their runs stay where they are.
         other_code: for cells that are open, what of the code has changed since a finished one of the same content.
-        book: what has been counted of networks.
     """
 
     directory: SweepDirectory
@@ -49,7 +48,6 @@ class SweepPlan:
     new: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     other_code: dict[str, list[str]] = field(default_factory=dict)
-    book: CostBook = field(default_factory=CostBook)
 
     @property
     def epochs(self) -> float:
@@ -66,7 +64,7 @@ class SweepPlan:
         for record in self.state.cells:
             if record.key == cell.key:
                 return record
-        cost = training_cost(cell.recipe, self.book)
+        cost = training_cost(cell.recipe, self.maker.book)
         record = record_of(cell, cost=cost.operations, gpus=gpu_share(cell.recipe, self.sweep.resources, cost.memory_gb))
         self.new.append(cell.key)
         self.state.cells.append(record)
@@ -120,7 +118,9 @@ def _grid(planned: SweepPlan, before: SweepState | None, *, any_code: bool) -> N
         if cell.key not in former and (others := other_code(cell, there)):
             done = [key for key in others if planned.directory.run(key).summary().status == "finished"]
             if done and any_code:
-                known = former.get(done[0]) or record_of(cell, cost=training_cost(cell.recipe, planned.book).operations, gpus=0.0)
+                known = former.get(done[0]) or record_of(
+                    cell, cost=training_cost(cell.recipe, planned.maker.book).operations, gpus=0.0
+                )
                 planned.state.cells.append(known.model_copy(update={"key": done[0]}))
                 planned.cells[done[0]] = cell
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ from scipy import stats
 
 from longhaul.tuning.pruning import Evidence, Measured, chance_above_all, fit, lower_bound, normal_scores
 
+Rows = dict[Hashable, dict[int, Measured]]
+Table = Sequence[Sequence[float | None]]
 
-def _evidence(scores: list[list[float | None]], least_common: int = 3) -> Evidence:
-    rows = {m: {v: Measured(s) for v, s in enumerate(row) if s is not None} for m, row in enumerate(scores)}
+
+def _evidence(scores: Table, least_common: int = 3) -> Evidence:
+    rows: dict[Hashable, dict[int, Measured]] = {
+        m: {v: Measured(s) for v, s in enumerate(row) if s is not None} for m, row in enumerate(scores)
+    }
     return Evidence(rows, [f"{32 * (v + 1)} px" for v in range(len(scores[0]))], least_common)
 
 
@@ -83,7 +89,7 @@ def test_points_that_meet_a_line_by_chance_are_no_certainty() -> None:
 
 
 def test_a_model_far_below_in_step_with_the_others_has_no_chance_and_the_evidence_says_why() -> None:
-    scores = [[90.0, 92.1], [85.0, 87.0], [80.0, 81.9], [75.0, 77.1], [70.0, 72.0], [60.0, None]]
+    scores: Table = [[90.0, 92.1], [85.0, 87.0], [80.0, 81.9], [75.0, 77.1], [70.0, 72.0], [60.0, None]]
     chance = _evidence(scores).chance(5, 1)
     assert chance.value < 0.001
     assert chance.evidence is not None
@@ -92,14 +98,16 @@ def test_a_model_far_below_in_step_with_the_others_has_no_chance_and_the_evidenc
 
 
 def test_a_value_at_which_everybody_falls_has_no_chance_for_the_one_that_was_best_before() -> None:
-    falling = [[90.0, 80.2], [88.0, 77.9], [86.0, 76.1], [84.0, 74.0], [89.0, None]]
+    falling: Table = [[90.0, 80.2], [88.0, 77.9], [86.0, 76.1], [84.0, 74.0], [89.0, None]]
     assert _evidence(falling).chance(4, 1).value < 0.05
-    rising = [[90.0, 92.2], [88.0, 89.9], [86.0, 88.1], [84.0, 86.0], [91.0, None]]
+    rising: Table = [[90.0, 92.2], [88.0, 89.9], [86.0, 88.1], [84.0, 86.0], [91.0, None]]
     assert _evidence(rising).chance(4, 1).value > 0.5
 
 
 def test_ranks_alone_decide_where_trainings_were_stopped_early() -> None:
-    rows = {m: {0: Measured(100.0 - m, whole=False), 1: Measured(50.0 - m, whole=False)} for m in range(9)}
+    rows: dict[Hashable, dict[int, Measured]] = {
+        m: {0: Measured(100.0 - m, whole=False), 1: Measured(50.0 - m, whole=False)} for m in range(9)
+    }
     rows[9] = {0: Measured(10.0, whole=False)}
     chance = Evidence(rows, ["32 px", "64 px"], 3).chance(9, 1)
     assert chance.value < 0.05
@@ -126,7 +134,9 @@ def test_the_step_below_stands_in_for_one_that_nobody_has_taken() -> None:
 
 
 def test_a_score_that_is_better_when_lower_is_told_as_it_is() -> None:
-    rows = {m: {0: Measured(-1.0 - m), 1: Measured(-0.9 - m + 0.01 * (m % 2))} for m in range(5)}
+    rows: dict[Hashable, dict[int, Measured]] = {
+        m: {0: Measured(-1.0 - m), 1: Measured(-0.9 - m + 0.01 * (m % 2))} for m in range(5)
+    }
     rows[5] = {0: Measured(-9.0)}
     evidence = Evidence(rows, ["32 px", "64 px"], 3, lower_is_better=True).chance(5, 1).evidence
     assert evidence is not None

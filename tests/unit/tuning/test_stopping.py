@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from longhaul.errors import UserError
-from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, StoppingSection
+from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
 from longhaul.tuning.history import Direction, Past
 from longhaul.tuning.search import make_searcher
 from longhaul.tuning.stopping import make_scheduler
@@ -183,6 +183,8 @@ def test_a_first_comparison_beyond_the_end_is_a_mistake() -> None:
         with pytest.raises(UserError, match=r"least_epochs 5: trials train for 4 epochs"):
             make_scheduler(stopping, "max", 4, [])
     assert isinstance(make_scheduler(NoStopping(), "max", 4, []), FIFOScheduler)
+    with pytest.raises(ValueError, match="population"):
+        make_scheduler(PbtStopping(kind="pbt"), "max", 4, [])
 
 
 @dataclass
