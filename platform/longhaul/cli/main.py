@@ -16,10 +16,13 @@ from longhaul.cli import (
     crossval,
     detect,
     drill,
+    explain,
     export,
     models,
     plan,
+    profile,
     recipe,
+    report,
     runs,
     serve,
     signals,
@@ -41,6 +44,9 @@ app = typer.Typer(
 app.command(name="train")(train.train)
 app.command(name="crossval")(crossval.crossval)
 app.add_typer(sweep.app, name="sweep")
+app.command(name="report")(report.report)
+app.command(name="profile")(profile.profile)
+app.command(name="explain")(explain.explain)
 app.command(name="autotune")(autotune.autotune)
 app.command(name="submit")(submit.submit)
 app.command(name="drill")(drill.drill)

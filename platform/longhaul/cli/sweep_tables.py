@@ -15,19 +15,27 @@ from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, Swee
 from longhaul.tuning.sweep_plan import SweepPlan
 
 _STYLES = {"finished": "green", "running": "cyan", "planned": "dim", "stopped": "yellow", "skipped": "yellow", "failed": "red"}
+_UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 _STANDINGS = ("finished", "running", "planned", "stopped", "skipped", "failed")
 
 
 def plan_table(planned: SweepPlan) -> Table:
     """Every cell with what its training will cost."""
-    whole = sum(record.cost or 0.0 for record in planned.state.cells) or 1.0
-    table = _table(planned.state.cells, "stands", "PFLOP", "share", "GPU", "run")
-    for record in planned.state.cells:
+    cells = planned.state.cells
+    whole = sum(record.cost or 0.0 for record in cells)
+    unit, scale = _unit(max((record.cost or 0.0 for record in cells), default=0.0))
+    table = _table(cells, "stands", unit, "share", "GPU")
+    for record in cells:
         cost = record.cost or 0.0
         gpu = f"{record.gpus:g}" if record.gpus else "-"
-        table.add_row(*_values(record), _standing(record), f"{cost / 1e15:.3g}", f"{cost / whole:.1%}", gpu, record.key)
-    table.caption = f"{whole / 1e15:.4g} PFLOP in all (a multiplication and an addition count as two)"
+        table.add_row(*_values(record), _standing(record), f"{cost / scale:.3g}", f"{cost / (whole or 1.0):.1%}", gpu)
+    table.caption = f"{whole / scale:.4g} {unit} in all (a multiplication and an addition count as two)"
     return table
+
+
+def _unit(operations: float) -> tuple[str, float]:
+    """The unit that suits an amount of floating-point operations, and how many there are in one."""
+    return next(((unit, scale) for unit, scale in _UNITS if operations >= scale), _UNITS[-1])
 
 
 def plan_lines(planned: SweepPlan) -> list[str]:
@@ -56,7 +64,8 @@ def cells_table(state: SweepState) -> Table:
     """How every cell stands, the best first."""
     sign = -1 if state.direction == "max" else 1
     ranked = sorted(state.cells, key=lambda record: (record.score is None, sign * (record.score or 0.0)))
-    tests = sorted({name for record in state.cells for name in record.results if name in ("test/top1", "test/f1", "test/map50")})
+    test = f"test/{state.goal.removeprefix('val/')}"
+    tests = [test] if any(test in record.results for record in state.cells) else []
     table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", "why")
     for record in ranked:
         score = "" if record.score is None else f"{record.score:.4f}"

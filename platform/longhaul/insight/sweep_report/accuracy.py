@@ -1,0 +1,87 @@
+"""The goal against the resolution: a panel a family, a line a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from longhaul.insight.sweep_report.cells import Cell, families, models
+from longhaul.insight.sweep_report.groups import Group, Spread, grouped, test_metric
+from longhaul.insight.sweep_report.look import CYCLE, MARKERS, dress, panels, resolution_axis
+
+
+def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
+    """None where fewer than two resolutions have a score.
+
+    Validation scores are solid lines, test results dashed ones. A cell that has not been trained to its end is a hollow mark
+    where it stood; marks far below the finished ones are left out. Over folds: the mean, one standard deviation either way.
+
+    Args:
+        cells: of a sweep.
+        goal: such as `val/top1`.
+    """
+    measured = [group for group in grouped(cells) if group.score() is not None and group.first.resolution is not None]
+    resolutions = sorted({group.first.resolution for group in measured if group.first.resolution is not None})
+    if len(resolutions) < 2:
+        return None
+    shown = families([group.first for group in measured])
+    figure, grid = panels(len(shown))
+    for family, axes in zip(shown, grid, strict=True):
+        _draw_family(axes, [group for group in measured if group.first.family == family], goal)
+        dress(axes, title=family, y=goal, metric=goal)
+        resolution_axis(axes, resolutions)
+    _share_range(grid, [value for group in measured if group.finished for value in _heights(group, goal)])
+    return figure
+
+
+def _draw_family(axes: Axes, groups: Sequence[Group], goal: str) -> None:
+    order = models([group.first for group in groups])
+    lines = sorted({group.first.line for group in groups}, key=lambda line: (order.index(line.split(" ")[0]), line))
+    handles = []
+    for number, line in enumerate(lines):
+        colour, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+        members = sorted((group for group in groups if group.first.line == line), key=lambda group: group.first.resolution or 0)
+        finished = [group for group in members if group.finished]
+        _draw(axes, [(group.first.resolution or 0, group.score()) for group in finished], colour, "-")
+        for group in members:
+            score = group.score()
+            assert score is not None  # the caller has seen to it
+            face = colour if group.finished else "white"
+            axes.plot(
+                [group.first.resolution or 0], [score.mean], marker=marker, color=colour, markerfacecolor=face, markersize=5.5
+            )
+        tests = [(group.first.resolution or 0, group.result(test_metric(goal))) for group in finished]
+        _draw(axes, tests, colour, (0, (3, 2)))
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=line))
+    handles += [Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=1, label=test_metric(goal))]
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
+
+
+def _draw(axes: Axes, points: Sequence[tuple[int, Spread | None]], colour: str, style: str | tuple[int, tuple[int, int]]) -> None:
+    there = [(resolution, value) for resolution, value in points if value is not None]
+    if not there:
+        return
+    x, means = [resolution for resolution, _ in there], [value.mean for _, value in there]
+    axes.plot(x, means, color=colour, linestyle=style, linewidth=1.7 if style == "-" else 1.1)
+    if any(value.count > 1 for _, value in there) and style == "-":
+        deviations = [value.deviation for _, value in there]
+        axes.errorbar(x, means, yerr=deviations, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.7)
+
+
+def _heights(group: Group, goal: str) -> list[float]:
+    values = (group.score(), group.result(test_metric(goal)))
+    return [
+        edge for value in values if value is not None for edge in (value.mean - value.deviation, value.mean + value.deviation)
+    ]
+
+
+def _share_range(grid: Sequence[Axes], heights: Sequence[float]) -> None:
+    """The same vertical range everywhere, as families are compared by eye; decided by the finished cells, where there are any."""
+    if not heights:
+        heights = [edge for axes in grid for edge in axes.get_ylim()]
+    room = max(0.08 * (max(heights) - min(heights)), 1e-3)
+    for axes in grid:
+        axes.set_ylim(min(heights) - room, max(heights) + room)

@@ -1,0 +1,169 @@
+"""The page of a sweep: complete, well-formed, safe, and still there when something is damaged."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import boto3
+import pytest
+from sweep_maker import make_grid, make_search
+
+from longhaul.errors import IntegrityError
+from longhaul.insight.sweep_report.report import write_report
+from longhaul.resilience.sweep_directory import SweepDirectory
+from longhaul.storage import Storage
+
+from .conftest import NOTHING_MORE, SMALL, read_page
+
+
+def test_the_page_needs_no_script_and_nothing_but_the_files_beside_it(reported: str) -> None:
+    page = read_page(reported)
+    assert page.tags.isdisjoint({"script", "link", "iframe"})
+    assert not [link for link in [*page.links, *page.pictures] if ":" in link or link.startswith("/")]
+    assert "url(" not in Path(reported).read_text(encoding="utf-8")
+
+
+def test_every_section_of_a_grid_is_there_with_its_pictures(reported: str) -> None:
+    page = read_page(reported)
+    assert {"what", "cells", "resolution", "fronts", "confusion", "learning"} <= set(page.anchors)
+    families = ("resnet", "mobilenet_v2", "mobilenet_v3", "cnn")
+    wanted = {"resolution.png", "front-latency.png", "front-operations.png", "learning.png", "confusion-best.png"}
+    # Of mobilenet_v3 one cell has finished, of every other family one at least.
+    assert set(page.pictures) == wanted | {f"confusion-{family}.png" for family in families}
+
+
+def test_the_page_says_how_every_cell_stands_and_why(reported: str) -> None:
+    text = read_page(reported).text
+    assert "10: 6 finished, 1 stopped, 1 skipped, 1 failed, 1 planned" in text
+    assert "RuntimeError: CUDA out of memory <at layer 3>" in text
+    assert "resnet18 64 px: ASHA: below the best third at epoch 3" in text
+    assert "budget.hours 0.4 is spent; 1 cell waits" in text
+
+
+def test_the_training_that_was_spared_is_counted(reported: str) -> None:
+    state = SweepDirectory.open(str(Path(reported).parents[2]), "grid").state()
+    shares = {"finished": 1, "stopped": 3 / 8, "failed": 1 / 8, "skipped": 0, "planned": 0}
+    costs = [(cell.cost or 0, shares[cell.standing]) for cell in state.cells]
+    share = sum(cost * part for cost, part in costs) / sum(cost for cost, _ in costs)
+    assert f"{100 * share:.1f} % of the" in read_page(reported).text
+
+
+def test_every_cell_has_a_folder_of_its_own_under_family_model_and_resolution(reported: str) -> None:
+    report = Path(reported).parent
+    cell = json.loads((report / "resnet/resnet18/32/cell.json").read_text(encoding="utf-8"))
+    assert (cell["coordinates"], cell["standing"]) == ({"model.name": "resnet18", "data.resolution": 32}, "finished")
+    page = read_page(str(report / "resnet/resnet18/32/index.html"))
+    assert "../../../index.html" in page.links
+    assert set(page.pictures) == {"curves.png", "confusion.png"}
+    assert not read_page(str(report / "mobilenet_v2/mobilenetv2_100/64/index.html")).pictures  # skipped
+
+
+def test_what_comes_from_recipes_and_notes_is_shown_and_not_run(small_grid: SweepDirectory) -> None:
+    state = small_grid.state()
+    state.notes = ["<script>alert(1)</script>"]
+    state.cells[0].reason = '"><img src=x onerror=alert(1)>'
+    state.cells[0].coordinates["model.name"] = "<b>net</b>" + "/.." * 5
+    state.cells[0].recipe = "no: [recipe"
+    small_grid.save_state(state)
+    small_grid.storage.write_bytes("sweep.yaml", b"<i>: [")
+    page = read_page(write_report(small_grid, NOTHING_MORE))
+    assert page.tags.isdisjoint({"script", "b", "i"})
+    assert "what was asked for cannot be read" in page.text
+    assert "<script>alert(1)</script>" in page.text
+    assert '"><img src=x onerror=alert(1)>' in page.text
+    written = {path.resolve() for path in Path(small_grid.storage.root).parent.rglob("*") if path.name == "cell.json"}
+    assert all(Path(small_grid.storage.path("report")) in path.parents for path in written)
+
+
+def test_damaged_cells_are_told_and_do_not_end_the_report(tmp_path: Path) -> None:
+    sweep = make_grid(str(tmp_path), models=SMALL, resolutions=(32, 64), ends={})
+    damaged = dict(zip(("metrics", "events", "summary", "profile"), sweep.state().cells, strict=True))
+    for what, cell in damaged.items():
+        storage = sweep.run(cell.key).storage
+        files = [f"{what}/{part}" for part in storage.files(what)] or [f"{what}.json"]
+        for file in files:
+            storage.write_bytes(file, b"not what was written")
+    page = read_page(write_report(sweep, NOTHING_MORE))
+    for what, cell in damaged.items():
+        told = f"{cell.coordinates['model.name']} {cell.coordinates['data.resolution']} px: its {what} cannot be read"
+        assert told in page.text
+    assert "4: 4 finished" in page.text
+    assert {"front-latency.png", "learning.png", "confusion-cnn.png"} <= set(page.pictures)
+
+
+def test_a_damaged_state_is_refused_before_anything_is_written(small_grid: SweepDirectory) -> None:
+    small_grid.storage.write_bytes("sweep.json", b"{")
+    with pytest.raises(IntegrityError, match=r"sweep\.json"):
+        write_report(small_grid, NOTHING_MORE)
+    assert not small_grid.storage.exists("report")
+
+
+def test_a_sweep_of_which_nothing_is_trained_yet_has_a_report(tmp_path: Path) -> None:
+    ends = {(model, side): ("planned", None) for model in SMALL for side in (32, 64)}
+    page = read_page(write_report(make_grid(str(tmp_path), models=SMALL, resolutions=(32, 64), ends=ends), NOTHING_MORE))  # type: ignore[arg-type]
+    assert "4: 4 planned" in page.text
+    assert not page.pictures
+
+
+def test_a_search_shows_what_it_varied_and_how_it_went(tmp_path: Path) -> None:
+    page = read_page(write_report(make_search(str(tmp_path), trials=3), NOTHING_MORE))
+    assert {"fields.png", "trials.png", "learning.png"} <= set(page.pictures)
+    assert "resolution.png" not in page.pictures
+    assert "tpe search over training.optimizer.lr, model.drop_rate, data.augment, training.global_batch: 3 trials" in page.text
+    assert "trial 3: ASHA: below the best third at epoch 3" in page.text
+    assert len([link for link in page.links if link.startswith("cells/tiny_cnn-32-")]) == 3
+
+
+def test_folds_are_shown_with_their_mean_and_deviation(tmp_path: Path) -> None:
+    sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32,), ends={}, folds=3)
+    page = read_page(write_report(sweep, NOTHING_MORE))
+    assert "folds" in page.anchors
+    assert "3 of 3" in page.text
+    assert "87.06 ± 0.40" in page.text  # 0.004 from fold to fold: a standard deviation of 0.4 points
+    assert len({link for link in page.links if link.startswith("cnn/tiny_cnn/32/")}) == 3
+
+
+def test_the_table_holds_all_cells_in_full(reported: str) -> None:
+    with (Path(reported).parent / "table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    scores = [float(row["val/top1"]) for row in rows if row["val/top1"]]
+    assert scores == sorted(scores, reverse=True)
+    skipped = next(row for row in rows if row["standing"] == "skipped")
+    assert (skipped["model"], skipped["resolution_px"], skipped["test/f1"]) == ("mobilenetv2_100", "64", "")
+    assert skipped["reason"].startswith("its chance to beat")
+
+
+def test_a_second_report_leaves_unchanged_cells_alone_and_clears_what_is_no_more(
+    small_grid: SweepDirectory, tmp_path: Path
+) -> None:
+    write_report(small_grid, NOTHING_MORE)
+    report = Path(small_grid.storage.path("report"))
+    (report / "mine.txt").write_text("of a person", encoding="utf-8")
+    listed = json.loads((report / "files.json").read_text(encoding="utf-8"))
+    listed += ["../sweep.yaml", "cnn/../../sweep.yaml", str(tmp_path / "other.txt")]  # as somebody else may have written it
+    (report / "files.json").write_text(json.dumps(listed), encoding="utf-8")
+    (tmp_path / "other.txt").touch()
+    before = (report / "cnn/simple_cnn/32/curves.png").stat().st_mtime_ns
+    state = small_grid.state()
+    gone = state.cells.pop()
+    state.cells[1].score = 0.5
+    small_grid.save_state(state)
+    changed = (report / "cnn/simple_cnn/64/cell.json").stat().st_mtime_ns
+    write_report(small_grid, NOTHING_MORE)
+    assert (report / "cnn/simple_cnn/32/curves.png").stat().st_mtime_ns == before
+    assert (report / "cnn/simple_cnn/64/cell.json").stat().st_mtime_ns > changed
+    assert gone.coordinates == {"model.name": "tiny_cnn", "data.resolution": 64}
+    assert not list((report / "cnn/tiny_cnn/64").iterdir())
+    assert all(path.exists() for path in (report / "mine.txt", report.parent / "sweep.yaml", tmp_path / "other.txt"))
+
+
+def test_a_report_is_written_to_s3(s3_server: str) -> None:
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="sweeps")
+    sweep = make_grid("s3://sweeps/all", models=("tiny_cnn",), resolutions=(32,), ends={})
+    assert write_report(sweep, NOTHING_MORE) == "s3://sweeps/all/grid/report/index.html"
+    report = Storage.open("s3://sweeps/all/grid/report")
+    assert b"tiny_cnn" in report.read_bytes("index.html")
+    assert {"table.csv", "learning.png", "cnn/tiny_cnn/32/cell.json"} <= set(report.files())
