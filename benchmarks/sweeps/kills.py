@@ -92,7 +92,8 @@ def table(storage: Path) -> list[tuple[object, ...]]:
     """What each cell came to."""
     from longhaul.resilience.sweep_directory import SweepDirectory
 
-    cells = SweepDirectory.open(str(storage), "kills").state().cells
+    sweep = SweepDirectory.at(str(storage), "kills")
+    cells = sweep.state().cells if sweep.exists else []  # killed before it had begun
     return [(cell.key, cell.standing, cell.steps, cell.scores, cell.results) for cell in cells]
 
 

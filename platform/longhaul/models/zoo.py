@@ -86,7 +86,7 @@ def _timm_model(section: ModelSection, classes: int, resolution: int) -> nn.Modu
         raise UserError(
             f"model {section.name!r}: does not take one of {sorted(options)} ({error})", "Remove that field"
         ) from None
-    except (AssertionError, ValueError) as error:
+    except (ArithmeticError, AssertionError, ValueError) as error:
         raise _does_not_fit(section.name, resolution, error) from None
     except (OSError, RuntimeError) as error:
         if not section.pretrained:
@@ -100,7 +100,7 @@ def _check_resolution(model: nn.Module, name: str, resolution: int) -> None:
     """One forward pass: a network says only then that its patches or poolings do not fit, too late on a cluster."""
     try:
         model.eval()(torch.zeros(1, 3, resolution, resolution))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         raise _does_not_fit(name, resolution, error) from None
     model.train()
 

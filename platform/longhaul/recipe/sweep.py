@@ -152,7 +152,7 @@ class PruningSection(Section):
     along: str = "data.resolution"
     """The grid's field along which cells grow dear; cells that differ in it alone are compared."""
     risk: Probability = 0.05
-    """A cell is left out where its chance of beating the best so far is below this."""
+    """The chance, over the whole grid, that something left out would have won."""
     least_common: Annotated[int, Field(ge=3), Number] = 3
     """So many cells must be measured at both values of `along` before their rank correlation counts."""
 

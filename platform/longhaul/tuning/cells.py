@@ -20,6 +20,7 @@ from longhaul.errors import UserError
 from longhaul.recipe import Recipe
 from longhaul.recipe.load import put, resolved
 from longhaul.recipe.paths import anchored, refuse_relative_paths
+from longhaul.recipe.phases import resolve
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.storage import file_sha256
 from longhaul.training.alone import can_train_alone
@@ -135,6 +136,8 @@ class CellMaker:
     def _content(self, recipe: Recipe) -> str:
         """Hash of the recipe without `NO_PART_OF_RESULT`, the data's fingerprints, and what weights it begins with."""
         document = recipe.model_dump(mode="json")
+        for phase in document["phases"]:
+            phase["set"] = {path: value for path, value in phase["set"].items() if not _is_no_part(path)}
         for path in NO_PART_OF_RESULT:
             *sections, last = path.split(".")
             node = document
@@ -143,7 +146,7 @@ class CellMaker:
             node.pop(last, None)
         if recipe.model.weights is not None:
             document["model"]["weights"] = file_sha256(Path(recipe.model.weights).expanduser())
-        document["fingerprint"] = self._fingerprint(recipe)
+        document["fingerprint"] = [self._fingerprint(phase) for phase in resolve(recipe)]
         return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _fingerprint(self, recipe: Recipe) -> str:
@@ -162,16 +165,20 @@ def other_code(cell: Cell, keys: Iterable[str]) -> list[str]:
     return sorted(key for key in keys if key.startswith(f"{cell.stem}-") and key != cell.key)
 
 
-def check_fields(sweep: SweepRecipe, first: Cell) -> None:
-    """Refuse a field of the sweep that the base recipe would silently ignore.
+def check_fields(sweep: SweepRecipe) -> None:
+    """Refuse a field of the sweep that would make no other cells, or that names what another does.
 
     Raises:
         UserError: names the field.
     """
-    fields = [*sweep.grid, *(sweep.search.space if sweep.search else ())]
-    for path in fields:
-        if path in NO_PART_OF_RESULT or path.split(".")[0] in NO_PART_OF_RESULT:
+    for path in [*sweep.grid, *(sweep.search.space if sweep.search else ())]:
+        if _is_no_part(path) and path != "data.root":  # other data are other cells, wherever they lie
             fix = "Vary a field that changes the result; cells that differ in this one alone would be one cell"
             raise UserError(f"sweep {sweep.name}, field {path}: does not change what a cell comes to", fix)
-    if sweep.folds and first.recipe.data.kind == "digits" and FOLD in fields:
-        raise UserError(f"sweep {sweep.name}: folds and {FOLD} name the same thing", "Remove one of them")
+        if sweep.folds and path in (FOLD, "data.folds"):
+            raise UserError(f"sweep {sweep.name}: folds and {path} name the same thing", "Remove one of them")
+
+
+def _is_no_part(path: str) -> bool:
+    """Whether a field is one of `NO_PART_OF_RESULT`, or within one."""
+    return any(path == none or path.startswith(f"{none}.") for none in NO_PART_OF_RESULT)

@@ -89,9 +89,9 @@ def plan(
     """
     directory = SweepDirectory.at(storage, name)
     before = directory.state() if directory.exists else None
+    check_fields(sweep)
     maker = CellMaker(sweep, folder)
     first = maker.folded(_corner(sweep))[0]
-    check_fields(sweep, first)
     workload = build(first.recipe)
     check_watched(first.recipe.training.early_stopping, workload)
     state = SweepState(name=name, goal=f"val/{workload.goal.metric}", direction=workload.goal.direction)

@@ -79,7 +79,7 @@ def test_memory_is_the_formula_s() -> None:
 def test_the_micro_batch_is_the_largest_equal_part_that_fits_and_the_recipe_s_own_is_no_bound(few_digits: Path) -> None:
     recipe = _recipe(few_digits)
     assert fit_micro_batch(recipe, COUNT, 16.0) == 8
-    assert fit_micro_batch(recipe, COUNT, 1.6) == 4  # five would fit, and do not cut eight
+    assert fit_micro_batch(recipe, COUNT, 1.65) == 4  # five would fit, and do not cut eight
     raised = recipe.model_copy(update={"training": recipe.training.model_copy(update={"micro_batch": 1})})
     assert fit_micro_batch(raised, COUNT, 16.0) == 8
     of_two = recipe.model_copy(update={"scaling": recipe.scaling.model_copy(update={"workers": 2})})

@@ -115,6 +115,14 @@ def test_ranks_alone_decide_where_trainings_were_stopped_early() -> None:
     assert chance.evidence.startswith("rank 10 of 10 at 32 px, rank correlation 32 px -> 64 px at least 0.9")
 
 
+def test_half_a_training_is_not_held_against_a_model_by_the_trend() -> None:
+    rows: Rows = {m: {0: Measured(90.0 - m), 1: Measured(92.0 - m + 0.01 * (m % 2))} for m in range(4)}
+    rows[4] = {0: Measured(40.0)}
+    assert Evidence(rows, ["32 px", "64 px"], 3).chance(4, 1).value < 0.01
+    rows[4] = {0: Measured(40.0, whole=False)}
+    assert Evidence(rows, ["32 px", "64 px"], 3).chance(4, 1).value > 0.05
+
+
 def test_with_too_few_in_common_or_nothing_cheaper_nothing_is_said() -> None:
     few = _evidence([[90.0, 92.0], [80.0, 82.0], [10.0, None]])
     assert few.chance(2, 1).value == 1.0
