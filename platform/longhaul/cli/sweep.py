@@ -176,20 +176,27 @@ def _go(
         return
     if any(record.open for record in planned.state.cells) or sweep.search is not None:
         console.print(f"[dim]{connect(address)}[/]")
+    stopped = False
     with _Bars(console, planned) as bars:
-        state = run(planned, bars.show)
+        try:
+            run(planned, bars.show)
+        except KeyboardInterrupt:
+            stopped = True
+    state = planned.state
     console.print(cells_table(state))
     for note in state.notes:
         console.print(f"[dim]{escape(note)}[/]")
-    failed = [record for record in state.cells if record.standing == "failed"]
-    left = [record for record in state.cells if record.open]
-    for record in failed:
-        console.print(f"[red]{escape(record.label)} failed[/]: {escape(record.reason or '')}")
+    for record in state.cells:
+        if record.standing == "failed":
+            console.print(f"[red]{escape(record.label)} failed[/]: {escape(record.reason or '')}")
     console.print(f"table: {planned.directory.storage.uri}/table.parquet")
+    failed = sum(record.standing == "failed" for record in state.cells)
+    left = sum(record.open for record in state.cells)
     if failed or left:
-        console.print(f"{len(failed)} failed, {len(left)} not finished: the same command goes on with them")
-        raise typer.Exit(1 if failed else 130)
-    console.print(f"next: longhaul report {name}")
+        console.print(f"{failed} failed, {left} not finished: the same command goes on with them")
+    if stopped or failed:
+        raise typer.Exit(130 if stopped else 1)
+    console.print(f"next: longhaul report {state.name}")
 
 
 class _Bars:

@@ -27,6 +27,7 @@ from longhaul.resilience.run_directory import RunDirectory, check_run_name
 from longhaul.storage import Storage
 
 CELLS = "cells"
+MEMBER, POPULATION = "member-", "population"
 STATE = "sweep.json"
 TABLE = "table.parquet"
 
@@ -129,8 +130,10 @@ class SweepDirectory:
         """The folder `<root>/<name>`; nothing is read or written.
 
         Raises:
-            UserError: the name cannot be a folder's.
+            UserError: the name cannot be a folder's, or is that of the cells'.
         """
+        if name == CELLS:
+            raise UserError(f"sweep name {name!r}: all cells lie in the folder of that name", "Give another --name")
         return cls(root.rstrip("/"), Storage.open(root).child(check_run_name(name)))
 
     @classmethod
@@ -201,6 +204,8 @@ class SweepDirectory:
 
     def run(self, key: str) -> RunDirectory:
         """The run directory of a cell; it may not be there yet."""
+        if key.startswith(MEMBER):
+            return RunDirectory(self.storage.child(f"{POPULATION}/{key}"))
         return RunDirectory(Storage.open(self.root).child(f"{CELLS}/{key}"))
 
     def runs(self, cells: Sequence[CellRecord]) -> Iterator[tuple[CellRecord, RunDirectory]]:

@@ -94,6 +94,7 @@ class Saver:
     under_way: Save | None = None
     """The one that is being written."""
     _again_s: float | None = None
+    _written: str = ""
     _copy: HostCopy = field(default_factory=HostCopy)
     _average_copy: HostCopy = field(default_factory=HostCopy)
     _buffer_copy: HostCopy = field(default_factory=HostCopy)
@@ -116,7 +117,10 @@ class Saver:
         Raises:
             OSError: with `wait`: it could not be written at all.
         """
-        settled = self._begin(progress, metrics, goal=goal, permanent=permanent)
+        settled = self.wait() if wait else []
+        if wait and self._written == checkpoint_name(progress.step, self.attempt, progress.phase):
+            return settled  # it is there, under this name; written again without its goal, it would be none of the best any more
+        settled += self._begin(progress, metrics, goal=goal, permanent=permanent)
         for pause_s in _PAUSES_S if wait else ():
             settled += self.wait()
             if settled[-1].standing[0] != "failed":
@@ -210,7 +214,7 @@ class Saver:
             self._again_s = time.monotonic() + _AGAIN_S
             log.error("checkpoint %s was not saved: %s", save.name, save.standing[1])
         else:
-            self._again_s = None
+            self._again_s, self._written = None, save.name
             self.report(save.name, {**save.metrics, "score": score(save.goal, self.retention.direction)})
         return [save]
 

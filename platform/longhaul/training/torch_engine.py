@@ -100,7 +100,10 @@ class TorchEngine:
         """Every rank reads the whole state."""
         state = torch.load(folder / _FILE, map_location=self._ranks.device, weights_only=True)
         self._model.load_state_dict(load_file(folder / "model.safetensors"))
+        options = [{name: value for name, value in group.items() if name != "params"} for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state["optimizer"])
+        for group, of_recipe in zip(self._optimizer.param_groups, options, strict=True):
+            group.update(of_recipe)  # a member of a population goes on from another's state, with values of its own
         self._scaler.load_state_dict(state["scaler"])
 
     def _without_sync(self, active: bool) -> AbstractContextManager[None]:

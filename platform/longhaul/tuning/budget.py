@@ -47,7 +47,11 @@ class Budget:
 
     def allows(self, state: SweepState, record: CellRecord) -> bool:
         """Whether this cell may begin: one that has begun before costs no further trial."""
-        return self.section.trials is None or _begun(record) or self.spent(state).trials < self.section.trials
+        return _begun(record) or self.room(state)
+
+    def room(self, state: SweepState) -> bool:
+        """Whether one more cell may begin."""
+        return self.section.trials is None or self.spent(state).trials < self.section.trials
 
 
 def dollars(section: BudgetSection, seconds: float, *, cpus: float, gpus: float) -> float:

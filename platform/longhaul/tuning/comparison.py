@@ -88,17 +88,19 @@ class Comparison(PopulationBasedTraining):
 
         One that waits for its process comes last: Ray's own rule would name it again and again, and start none beside it.
         """
-        trials = tune_controller.get_trials()
-        running = sum(trial.status == Trial.RUNNING for trial in trials)
-        if self._decisions.ending is not None or running >= self._parallel:
+        if self._decisions.ending is not None:
             return None
-        behind = [
+        trials: list[Trial] = tune_controller.get_trials()
+        waiting = [trial for trial in trials if trial.status == Trial.PENDING]
+        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        paused = [
             trial
-            for status in (Trial.PAUSED, Trial.PENDING)
             for trial in trials
-            if trial.status == status and self._trial_state[trial].last_train_time < self._next_perturbation_sync
+            if trial.status == Trial.PAUSED and self._trial_state[trial].last_train_time < self._next_perturbation_sync
         ]
-        return behind[0] if behind else None
+        if paused and running + len(waiting) < self._parallel:
+            return paused[0]
+        return waiting[0] if waiting else None
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Nothing but a comparison counts: there the member waits for the others."""
@@ -179,19 +181,28 @@ class Comparison(PopulationBasedTraining):
 class Members(BasicVariantGenerator):
     """`ray.tune.search.BasicVariantGenerator` that has not finished before its last trial has.
 
-    Where the search is over, Tune ends the process of every trial that pauses or goes on from another's weights.
+    Where the search is over, Tune ends the process of every trial that pauses or goes on from another's weights. And it begins
+    all trials that it is given, as far as the cluster has room: so it is given no more than `parallel` at once.
     """
 
-    def __init__(self, decisions: Decisions) -> None:
-        """For the members of `decisions`."""
+    def __init__(self, decisions: Decisions, parallel: int) -> None:
+        """For the members of `decisions`, `parallel` at once."""
         super().__init__()
-        self._decisions = decisions
+        self._decisions, self._parallel = decisions, parallel
+        self._given: list[Trial] = []
+
+    def next_trial(self) -> Trial | None:
+        """One more member, if there is room for it."""
+        busy = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._given)
+        trial: Trial | None = None if busy >= self._parallel else super().next_trial()  # type: ignore[no-untyped-call]
+        self._given += [] if trial is None else [trial]
+        return trial
 
     def is_finished(self) -> bool:
         """Whether no trial is left."""
         return bool(self._finished) and (not self._live_trials or self._decisions.ending is not None)
 
-    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+    def save_to_dir(self, dirpath: str, session_str: str = "", **kwargs: Any) -> None:
         """Nothing: the lineage has all."""
 
 

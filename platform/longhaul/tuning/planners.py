@@ -56,7 +56,8 @@ class SearchPlan:
 
     def __init__(self, board: Board, planned: SweepPlan, searcher: SweepSearcher) -> None:
         self._board, self._planned, self._searcher = board, planned, searcher
-        self._waiting = [group for group in points(board.state.cells) if any(record.open for record in group)]
+        waiting = [group for group in points(board.state.cells) if any(record.open for record in group)]
+        self._waiting = sorted(waiting, key=lambda group: not any(record.steps for record in group))  # begun ones first
         self._known: dict[str, tuple[str, str]] = {}  # of a trial: what the searcher calls it, and its first cell's key
 
     def next(self, trial_id: str) -> Sequence[CellRecord] | None:

@@ -333,12 +333,16 @@ def _tune(population: Population, members: list[Member], trainer: type[Trainer])
     share = max(record.gpus for record in population.board.state.cells)
     needed = trial_resources(planned.example, planned.sweep.resources, share, cluster)
     population.gpu = "GPU" in needed
+    parallel = parallel_trials(planned.example, planned.sweep.resources, cluster)
+    population.look(set())
+    if population.ending is not None:  # an earlier call has spent the budget
+        return
     scheduler = Comparison(
         population.stopping,
         population.board.state.direction,
         population,
         members=len(members),
-        parallel=parallel_trials(planned.example, planned.sweep.resources, cluster),
+        parallel=parallel,
         seed=population.search.seed,
         since=population.lineage.compared,
     )
@@ -347,7 +351,7 @@ def _tune(population: Population, members: list[Member], trainer: type[Trainer])
             tune.with_resources(functools.partial(train_member, trainer=trainer), tune.PlacementGroupFactory([needed])),
             param_space={ORDER: tune.grid_search([population.config(member.number)[ORDER] for member in members])},
             tune_config=tune.TuneConfig(
-                search_alg=Members(population),
+                search_alg=Members(population, parallel),
                 scheduler=scheduler,
                 reuse_actors=True,  # a new process takes seconds to import torch
                 trial_name_creator=folder,

@@ -6,22 +6,15 @@ directory and in the cells' run directories. So a sweep that was killed, changed
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-import os
-import signal
-import threading
-import uuid
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial
 
 from longhaul.recipe import parse
+from longhaul.recipe.sweep import NoStopping, PbtStopping
 from longhaul.resilience.lease import lease
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import CellRecord, SweepState
@@ -30,6 +23,7 @@ from longhaul.tuning.board import Board, Watch, sign
 from longhaul.tuning.budget import Budget
 from longhaul.tuning.cells import FOLD
 from longhaul.tuning.planners import GridPlan, SearchPlan, pasts, points
+from longhaul.tuning.population import run_population
 from longhaul.tuning.resources import parallel_trials, trial_resources
 from longhaul.tuning.results import results_table
 from longhaul.tuning.search import make_searcher
@@ -37,14 +31,8 @@ from longhaul.tuning.stopping import make_scheduler
 from longhaul.tuning.sweep_plan import SweepPlan
 from longhaul.tuning.trial import CellOrder, TrialOrder, placement, train_trial
 from longhaul.tuning.trial_source import Planner, TrialSource
+from longhaul.tuning.tuner import STOPPED, folder, scratch, settings, stoppable
 
-_TUNE = "tune"
-_SETTINGS = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune's handler kills what trains
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run directories have it all
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 _MOST_TRIALS = 10**6
 _ATTEMPTS = 3  # of a trial whose process dies, such as on a node that is taken away
 
@@ -62,6 +50,7 @@ def run(planned: SweepPlan, watch: Watch = lambda state: None, trainer: type[Tra
 
     Raises:
         UserError: another call runs this sweep.
+        KeyboardInterrupt: after Ctrl-C, when all has ended in order.
     """
     with lease(RunDirectory(planned.directory.storage)):
         planned.directory.save(planned.sweep, planned.state)
@@ -69,7 +58,9 @@ def run(planned: SweepPlan, watch: Watch = lambda state: None, trainer: type[Tra
         for label in planned.gone:
             board.note(f"{label}: is no cell of the sweep any more; its run stays where it is")
         try:
-            if any(record.open for record in board.state.cells) or planned.sweep.search is not None:
+            if isinstance(planned.sweep.stopping, PbtStopping):
+                run_population(planned, board, trainer)
+            elif any(record.open for record in board.state.cells) or planned.sweep.search is not None:
                 _tune(planned, board, trainer)
         finally:
             board.changed(now=True)
@@ -94,9 +85,14 @@ def _tune(planned: SweepPlan, board: Board, trainer: type[Trainer]) -> None:
         sweep.stopping, state.direction, folds * planned.epochs, [one for one in known if one.scores], forced
     )
     order = functools.partial(_order, planned, cluster)
-    source = TrialSource(board, planner, Budget(sweep.budget), order, f"stopped early by {sweep.stopping.kind}")
-    scratch = f"{_TUNE}-{uuid.uuid4().hex[:8]}"
-    with _settings(), _stoppable(source):
+    why = f"stopped early by {sweep.stopping.kind}"
+    if isinstance(sweep.stopping, NoStopping):
+        why = "paused by request; the same command goes on with it"
+    source = TrialSource(board, planner, Budget(sweep.budget), order, why)
+    source.look()
+    if source.ending is not None:  # an earlier call has spent the budget
+        return
+    with settings(), stoppable(source), scratch(directory.storage) as name:
         try:
             tune.Tuner(
                 tune.with_resources(functools.partial(train_trial, trainer=trainer), placement),
@@ -105,12 +101,12 @@ def _tune(planned: SweepPlan, board: Board, trainer: type[Trainer]) -> None:
                     scheduler=scheduler,
                     num_samples=_MOST_TRIALS,
                     reuse_actors=True,  # a new process takes seconds to import torch
-                    trial_name_creator=_folder,
-                    trial_dirname_creator=_folder,
+                    trial_name_creator=folder,
+                    trial_dirname_creator=folder,
                     max_concurrent_trials=parallel_trials(planned.example, sweep.resources, cluster),
                 ),
                 run_config=tune.RunConfig(
-                    name=scratch,
+                    name=name,
                     storage_path=directory.storage.root,
                     storage_filesystem=directory.storage.filesystem,
                     callbacks=[_Look(source)],
@@ -122,9 +118,8 @@ def _tune(planned: SweepPlan, board: Board, trainer: type[Trainer]) -> None:
             for record in state.cells:
                 if record.standing == "running":
                     board.ended(record, None, error=True)
-            for entry in directory.storage.list():
-                if entry.is_dir and entry.name.startswith(f"{_TUNE}-"):
-                    directory.storage.delete_dir(entry.name)
+    if source.ending == STOPPED:
+        raise KeyboardInterrupt
 
 
 def _order(planned: SweepPlan, cluster: dict[str, float], records: Sequence[CellRecord]) -> TrialOrder:
@@ -140,11 +135,6 @@ def _order(planned: SweepPlan, cluster: dict[str, float], records: Sequence[Cell
     )
 
 
-def _folder(trial: Trial) -> str:
-    """Tune's own is made of the whole config."""
-    return str(trial.trial_id)
-
-
 class _Look(tune.Callback):
     """Lets the source look at the budget, and at whether somebody wants an end, whatever the trials do."""
 
@@ -154,37 +144,3 @@ class _Look(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune's hook, several times a second."""
         self._source.look()
-
-
-@contextlib.contextmanager
-def _stoppable(source: TrialSource) -> Iterator[None]:
-    """The first Ctrl-C ends the sweep in order, the second at once; only the main thread may hear them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        source.ending = "stopped by Ctrl-C; the same command goes on"
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _settings() -> Iterator[None]:
-    """Tune reads these from the environment alone."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
-    tune_log = logging.getLogger("ray.tune")
-    level = tune_log.level
-    tune_log.setLevel(logging.ERROR)  # it misses the result files that nobody asked for
-    try:
-        yield
-    finally:
-        tune_log.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -85,13 +85,15 @@ def plan(
         any_code: take finished cells that were trained by other code for what they are.
 
     Raises:
-        UserError: a cell's recipe, data or model are not in order, or no cell is called so.
+        UserError: a cell's recipe, data or model are not in order, no cell is called so, or a run has the sweep's name.
     """
     directory = SweepDirectory.at(storage, name)
+    if directory.storage.exists("recipe.yaml"):
+        raise UserError(f"sweep {directory.storage.uri}: is a run", "Give the sweep another --name")
     before = directory.state() if directory.exists else None
     check_fields(sweep)
     maker = CellMaker(sweep, folder)
-    first = maker.folded(_corner(sweep))[0]
+    first = _first(maker)
     workload = build(first.recipe)
     check_watched(first.recipe.training.early_stopping, workload)
     state = SweepState(name=name, goal=f"val/{workload.goal.metric}", direction=workload.goal.direction)
@@ -116,7 +118,8 @@ def _grid(planned: SweepPlan, before: SweepState | None, *, any_code: bool) -> N
             problem = f"sweep {planned.sweep.name}: {planned.cells[cell.key].coordinates} and {cell.coordinates} are one cell"
             raise UserError(problem, "Remove one of the two values")
         if cell.key not in former and (others := other_code(cell, there)):
-            done = [key for key in others if planned.directory.run(key).summary().status == "finished"]
+            own = cell.key in there and _finished(planned.directory, cell.key)
+            done = [] if own else [key for key in others if _finished(planned.directory, key)]
             if done and any_code:
                 known = former.get(done[0]) or record_of(
                     cell, cost=training_cost(cell.recipe, planned.maker.book).operations, gpus=0.0
@@ -135,6 +138,10 @@ def _grid(planned: SweepPlan, before: SweepState | None, *, any_code: bool) -> N
     planned.gone = [record.label for key, record in former.items() if key not in kept]
 
 
+def _finished(directory: SweepDirectory, key: str) -> bool:
+    return directory.run(key).summary().status == "finished"
+
+
 def _look(planned: SweepPlan) -> None:
     """Bring the records up to what the run directories say; what was skipped or failed is decided again."""
     board = Board(planned.directory, planned.sweep, planned.state, lambda state: None)
@@ -142,6 +149,8 @@ def _look(planned: SweepPlan) -> None:
     for record in planned.state.cells:
         if record.key in there and record.standing != "finished":
             board.look(record)
+        if record.key not in there and record.standing == "finished":  # somebody has made room
+            record.standing, record.score, record.scores, record.results, record.steps = "planned", None, [], {}, 0
         if record.standing in ("running", "skipped", "failed"):
             record.standing, record.reason = "planned", None
         if record.standing == "stopped" and isinstance(planned.sweep.stopping, NoStopping):
@@ -160,16 +169,24 @@ def _force(state: SweepState, force: Collection[str]) -> None:
                 record.standing, record.reason = "planned", None
 
 
-def _corner(sweep: SweepRecipe) -> dict[str, Any]:
-    """One point of the sweep, to check the base recipe by."""
+def _first(maker: CellMaker) -> Cell:
+    """Some cell of the sweep, to check the base recipe by: of a search the first corner of its space that makes a recipe."""
+    sweep = maker.sweep
     if sweep.search is None:
-        return {path: values[0] for path, values in sweep.grid.items()}
-    return {path: _first(domain) for path, domain in sweep.search.space.items()}
+        return maker.folded({path: values[0] for path, values in sweep.grid.items()})[0]
+    failures = []
+    for place in (0, -1):
+        try:
+            return maker.folded({path: _bounds(domain)[place] for path, domain in sweep.search.space.items()})[0]
+        except UserError as error:
+            failures.append(error)
+    raise failures[0]
 
 
-def _first(domain: Domain) -> Any:
+def _bounds(domain: Domain) -> Sequence[Any]:
+    """The values from the first to the last, at least those two."""
     if isinstance(domain, Choice):
-        return domain.choice[0]
+        return domain.choice
     if isinstance(domain, Integer):
-        return domain.integer[0]
-    return domain.log_uniform[0] if isinstance(domain, LogUniform) else domain.uniform[0]
+        return domain.integer
+    return domain.log_uniform if isinstance(domain, LogUniform) else domain.uniform

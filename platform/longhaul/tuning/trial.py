@@ -87,10 +87,15 @@ def train_trial(config: dict[str, Any], trainer: type[Trainer] = Trainer) -> Non
     epochs = 0.0
     for cell in order.cells:
         recipe, run = parse(cell.recipe, source=cell.run), RunDirectory(Storage.open(cell.run))
-        reporter = _Reporter(order, cell.key, build(recipe).goal.direction, bests, epochs)
-        summary = run.summary()
-        if summary.status != "finished":
-            summary = _train(recipe, run, reporter, order, trainer)
+        began_s = time.time()
+        try:
+            reporter = _Reporter(order, cell.key, build(recipe).goal.direction, bests, epochs)
+            summary = run.summary()
+            if summary.status != "finished":
+                summary = _train(recipe, run, reporter, order, trainer)
+        except Exception as error:  # noqa: BLE001 - its end stands in the run; Tune would only train it again
+            _fail(run, error, began_s)
+            return
         if reporter.stopped:
             raise SystemExit
         if summary.status != "finished":  # paused: the next call goes on from here
@@ -98,6 +103,15 @@ def train_trial(config: dict[str, Any], trainer: type[Trainer] = Trainer) -> Non
         bests, epochs = [*bests, math.nan if summary.best is None else summary.best], epochs + summary.epoch
         if reporter.silent:
             reporter.report(summary.epoch, bests[-1], summary.step)
+
+
+def _fail(run: RunDirectory, error: Exception, began_s: float) -> None:
+    """Have the run say that it failed, where what has driven it has not."""
+    log.warning("%s: %s", run.uri, error)
+    summary = run.summary()
+    if summary.status != "failed" or summary.updated_s < began_s:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        run.write_summary(summary.model_copy(update={"status": "failed", "error": text}))
 
 
 def _train(recipe: Recipe, run: RunDirectory, reporter: _Reporter, order: TrialOrder, trainer: type[Trainer]) -> Summary:

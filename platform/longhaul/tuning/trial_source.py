@@ -66,20 +66,29 @@ class TrialSource(Searcher):
         self.look()
         if self.ending is not None:
             return Searcher.FINISHED
+        if not self._has_room():
+            return None  # what has begun trains to its end; then the budget is over
         records = self._planner.next(trial_id)
         if records is None:
             return None
         if not records:
             return Searcher.FINISHED
-        if not all(self._budget.allows(self._board.state, record) for record in records):
-            return None  # what has begun trains to its end; then the budget is over
         order = self._order(records)
         self._orders[trial_id] = order
         self._board.began(records)
         return order.model_dump()
 
+    def _has_room(self) -> bool:
+        """Whether the budget lets anything begin, or go on: a search must not be asked for what would be thrown away."""
+        state = self._board.state
+        return self._budget.room(state) or any(
+            record.standing == "planned" and self._budget.allows(state, record) for record in state.cells
+        )
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune's hook: a validation."""
+        """Tune's hook: a validation; or nothing, of a trial that ends without one."""
+        if "key" not in result:
+            return
         record = self._board[result["key"]]
         self._charge(trial_id, record, result)
         self._board.validated(record, result["cell_epoch"], result["cell_score"], result["steps"])
@@ -91,10 +100,11 @@ class TrialSource(Searcher):
         records = [self._board[cell.key] for cell in order.cells]
         if result and "key" in result:
             self._charge(trial_id, self._board[result["key"]], result)
+        failed = False
         for record in records:
-            if record.standing == "running":
-                self._board.ended(record, None if self.ending else self._why_stopped, error=error)
-        failed = any(record.standing == "failed" for record in records)
+            if record.standing == "running":  # after a fold that failed, the others wait for the next call
+                self._board.ended(record, None if self.ending or failed else self._why_stopped, error=error)
+            failed = failed or record.standing == "failed"
         self._planner.over(trial_id, result, failed=failed or error)
 
     def look(self) -> None:
