@@ -5,7 +5,8 @@
 Needs torch, torchvision, timm, pydantic and PyYAML; not Ray. It measures as `longhaul profile` does (`insight.profile`): CUDA
 events, warm-up until times have settled, no p99 of fewer than 100 calls. Weights and images are random. TFLOP/s are the
 network's operations (a multiply-add as two) times its images a second; their share of what the product of two large matrices
-reaches, which is measured first, is the network's model FLOPs utilisation.
+reaches, which is measured first, is the network's model FLOPs utilisation. In fp32 convolutions and matrix products, the
+ceiling's too, run at one precision: IEEE, or TF32 with `--tf32`. (Torch's own setting mixes them: TF32 in convolutions alone.)
 
 Prediction, before the first run, on an H100 in bf16, channels last, batch 64 at 224 px: ResNet-50 4,000 images/s and ViT-L
 1,000 (a fifth of the matrix product's speed; autocast converts the weights in every call), ConvNeXt-L 700; one
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from longhaul.insight.profile import PRECISIONS, Conditions, Precision, chosen_device, device_name
+from longhaul.insight.profile import PRECISIONS, Conditions, Precision, chosen_device, device_name, tf32_operations
 from longhaul.insight.profile_table import BACKBONES, Row, check_names, rows, write
 from longhaul.insight.timing import CpuWatch, CudaWatch, measure
 
@@ -38,18 +39,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each batch size")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help=".csv, .json or .parquet; of several precisions all rows")
+    parser.add_argument("--tf32", action="store_true", help="convolutions and matrix products of fp32 in TF32; else IEEE")
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         print("skipped: no CUDA device on this machine")
         sys.exit(0)
     check_names(arguments.models)
     device = chosen_device(arguments.device)
+    set_fp32(tf32=arguments.tf32)
     print(f"{device_name(device)}, torch {torch.__version__}, batch {arguments.batch}")
     done: list[Row] = []
     for precision in arguments.precisions:
         conditions = Conditions(arguments.device, arguments.batch, precision, not arguments.contiguous, arguments.seconds)
         ceiling = matrix_tflops(device, precision)
-        print(f"\n{precision}; the product of two large matrices runs at {ceiling:.4g} TFLOP/s")
+        told = f"{precision} ({fp32_precision()})" if precision == "fp32" else precision
+        print(f"\n{told}; the product of two large matrices runs at {ceiling:.4g} TFLOP/s")
         print(f"{HEAD} {'TFLOP/s':>8} {'share':>6} {'peak MiB':>9}")
         for row in rows(arguments.models, arguments.resolutions, 1000, conditions):
             print(line(row, ceiling), flush=True)
@@ -57,6 +61,17 @@ def main() -> None:
     if arguments.out:
         write(arguments.out, done)
         print(f"wrote {arguments.out}")
+
+
+def set_fp32(*, tf32: bool) -> None:
+    """One precision for float32 convolutions and matrix products, so that a network and its ceiling are the same arithmetic."""
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+
+
+def fp32_precision() -> str:
+    """What torch is set to: `IEEE`, `TF32`, or which of the two operations alone is in TF32."""
+    operations = tf32_operations()
+    return ("IEEE", f"TF32 in {operations[0] if operations else ''} alone", "TF32")[len(operations)]
 
 
 def matrix_tflops(device: torch.device, precision: Precision) -> float:

@@ -39,3 +39,8 @@ class IntegrityError(LonghaulError):
     """Stored bytes are not what their manifest says: a file is missing, cut short, or its SHA-256 differs."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line without its full stop, for the brackets of a message of ours; its type where it says nothing."""
+    return str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__

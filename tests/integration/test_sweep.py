@@ -187,6 +187,7 @@ def test_a_stopped_cell_is_forced_to_its_end_from_where_it_stood(images: Path, t
     assert first.summary().segment == other.summary().segment == 1
 
 
+@pytest.mark.exhaustive
 def test_a_spent_budget_ends_a_sweep_and_a_raised_one_goes_on(images: Path, tmp_path: Path) -> None:
     storage = str(tmp_path)
     state = call(sweep_of(images, GRID, "budget.trials=1", "resources.parallel=1"), storage)
@@ -214,8 +215,10 @@ from longhaul.tuning.sweep_plan import plan
 if __name__ == "__main__":
     planned = plan(load_sweep(sys.argv[2]), sys.argv[3], "first", folder=Path.cwd())
     ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
-    state = run(planned)
-    print(state.cells[0].standing, flush=True)
+    try:
+        run(planned)
+    except KeyboardInterrupt:
+        print(planned.state.cells[0].standing, flush=True)
 """
 
 
@@ -287,6 +290,7 @@ def test_a_cell_of_two_workers_trains_by_ray_train_and_its_validations_are_heard
     assert state.cells[0].seconds > 0
 
 
+@pytest.mark.exhaustive
 def test_a_trial_of_a_folded_search_is_its_folds(images: Path, tmp_path: Path) -> None:
     space = "{training.optimizer.lr: {log_uniform: [1.0e-3, 1.0e-1]}}"
     text = SWEEP + f"folds: 2\nsearch: {{kind: random, trials: 2, seed: 4, space: {space}}}\n"
@@ -307,6 +311,7 @@ def segments_by_key(storage: str, state: SweepState) -> dict[str, int]:
     return {record.key: SweepDirectory.at(storage, "any").run(record.key).summary().segment for record in state.cells}
 
 
+@pytest.mark.exhaustive
 def test_a_grid_on_s3_is_trained_once(images: Path, s3_server: str) -> None:
     boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="longhaul-sweeps")
     sweep, storage = sweep_of(images, GRID, "grid.data.resolution=[8]", "recipe.training.epochs=1"), "s3://longhaul-sweeps/here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ resilience: {preflight: false}
 
 @pytest.fixture(scope="module")
 def root(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Runs `at-32` and `at-48`."""
-    root = str(tmp_path_factory.mktemp("explained"))
-    for side in (32, 48):
-        recipe = parse(_RECIPE, overrides=[f"data.root={few_digits}", f"data.resolution={side}", f"name=at-{side}"])
-        Trainer(recipe, build(recipe), RunDirectory.create(root, f"at-{side}", recipe), ALONE, nothing).train()
-    return root
+    """Runs `at-32` and `at-48`, of one training: the network takes every resolution."""
+    root = tmp_path_factory.mktemp("explained")
+    recipe = parse(_RECIPE, overrides=[f"data.root={few_digits}", "data.resolution=32", "name=digits"])
+    Trainer(recipe, build(recipe), RunDirectory.create(str(root), "at-32", recipe), ALONE, nothing).train()
+    shutil.copytree(root / "at-32", root / "at-48")
+    text = (root / "at-48/recipe.yaml").read_text()
+    (root / "at-48/recipe.yaml").write_text(text.replace("resolution: 32", "resolution: 48"))
+    return str(root)
 
 
 def _run(*arguments: str) -> str:
@@ -51,10 +54,21 @@ def test_one_run_is_explained_and_its_pictures_are_named(root: str) -> None:
     assert (Path(root) / "at-32/pictures/explain_saliency.png").stat().st_size > 1000
 
 
+def test_maps_that_were_cut_short_are_made_again(root: str, tmp_path: Path) -> None:
+    arguments = ("at-32", "--images", "1", "--method", "saliency", "--storage", root, "--out", str(tmp_path))
+    _run(*arguments)
+    maps = Path(root) / "at-32/explanation.npz"
+    whole = maps.read_bytes()
+    maps.write_bytes(whole[: len(whole) // 2])
+    assert "explain_saliency.png" in _run(*arguments)
+    assert maps.read_bytes() == whole
+
+
 def test_runs_of_several_resolutions_are_compared_side_by_side(root: str, tmp_path: Path) -> None:
-    output = _run("at-32", "at-48", "--images", "3", "--method", "saliency", "--storage", root, "--out", str(tmp_path))
-    assert "maps against those at 48 px, means over 3 images" in output
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["consistency.json", "consistency.png", "explain_saliency.png"]
+    output = _run("at-32", "at-48", "--images", "1", "--method", "gradcam", "--storage", root, "--out", str(tmp_path))
+    assert "Grad-CAM of layer features at all of them: 8 x 8 cells at 32 px, 12 x 12 cells at 48 px" in output
+    assert "maps against those at 48 px, means over 1 images" in output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["consistency.json", "consistency.png", "explain_gradcam.png"]
     assert list(Consistency.model_validate_json((tmp_path / "consistency.json").read_text()).runs) == [32, 48]
 
 

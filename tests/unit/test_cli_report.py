@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from click.testing import Result
 from sweep_maker import make_grid
 from typer.testing import CliRunner
 
 from longhaul.cli.report import report
 from longhaul.errors import UserError
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 app = typer.Typer()
 app.command(name="report")(report)
@@ -48,5 +52,9 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path
     assert not (tmp_path / "grid/report").exists()
 
 
-def test_help_gives_examples() -> None:
-    assert "longhaul report resomap-small" in run("--help").output
+def test_help_gives_examples_of_sweeps_that_exist() -> None:
+    shown = run("--help").output
+    named = re.findall(r"longhaul report (\w\S+)", shown)
+    assert named
+    there = {yaml.safe_load(file.read_text(encoding="utf-8"))["name"] for file in RECIPES.rglob("*.yaml")}
+    assert set(named) <= there

@@ -100,6 +100,9 @@ def consistency_table(found: Consistency) -> Table:
     """A row a method and resolution: agreement with the highest one, its interval, and chance."""
     highest = max(found.runs)
     title = f"{found.model}: maps against those at {highest} px, means over {len(found.images)} images"
+    if found.layer is not None:
+        cells = ", ".join(f"{side} x {side} cells at {px} px" for px, side in found.sides.items())
+        title += f"\nGrad-CAM of layer {escape(found.layer)} at all of them: {cells}"
     table = Table("method", "px", "rank correlation", "chance", "IoU top 10 %", "chance", "IoU top 20 %", "chance", title=title)
     for method in dict.fromkeys(pair.method for pair in found.pairs):
         for pair in found.to_highest(method):
@@ -115,11 +118,11 @@ def _compare(
     console: Console, runs: Sequence[RunDirectory], images: int, methods: Sequence[Method], seed: int
 ) -> dict[str, bytes]:
     """Explain and compare the runs; files by name."""
-    from longhaul.insight.explain.across import explain_across
+    from longhaul.insight.explain.across import explain_across, one_model
     from longhaul.insight.explain.record import load_explanation, load_kept
 
     found = explain_across(runs, images, methods, seed)
-    ascending = sorted(runs, key=lambda run: run.recipe().data.resolution)
+    ascending = one_model(runs)
     explained = [one for run in ascending if (one := load_explanation(run)) is not None]
     console.print(methods_table(explained))
     console.print(consistency_table(found))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from longhaul.cli.option_group import with_options
+from longhaul.cli.progress_bars import progress_bars
 from longhaul.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _measured(
     from longhaul.insight.profile_table import rows
 
     measured = []
-    with _bar() as bar:
+    with progress_bars(Console(stderr=True)) as bar:
         task = bar.add_task(names[0], total=len(names) * len(sides))
         for row in rows(names, sides, classes, conditions, cpu_memory=cpu_memory):
             measured.append(row)
@@ -230,10 +230,3 @@ def _check_picture(picture: Path | None, count_only: bool) -> None:
         raise UserError(
             f"--picture {picture}: no PNG can be written there", "Give a name that ends in .png, in a folder that exists"
         )
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from longhaul.cli.progress_bars import progress_bars
 
 
 def report(
@@ -29,9 +30,9 @@ def report(
     consistent explanations are across resolutions, confusion matrices, heat maps and learning curves; each cell has a folder of
     its own beside it, FAMILY/MODEL/RESOLUTION. What is there already is not measured or explained again.
 
-    Example: longhaul report resomap-small
+    Example: longhaul report resomap_small
 
-    Example: longhaul report resomap-standard --storage s3://bucket/runs --no-profile --no-explain
+    Example: longhaul report resomap_standard --storage s3://bucket/runs --no-profile --no-explain
     """
     from longhaul.cluster.connect import default_storage
     from longhaul.insight.profile import Conditions, chosen_device
@@ -42,9 +43,7 @@ def report(
     if profile:
         chosen_device(device)  # refused now, and not once a cell
     console = Console(highlight=False, soft_wrap=True)
-    bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
-    )
+    bars = progress_bars(console)
 
     def begin(task: str, parts: int) -> Callable[[], None]:
         bar = bars.add_task(task, total=parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,12 +110,17 @@ def extend(
 def status(
     name: Annotated[str | None, typer.Argument(help="The sweep's name; left out, all of them.")] = None,
     storage: StorageRoot = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Show the name of each cell's run, for longhaul runs and longhaul export.")
+    ] = False,
 ) -> None:
     """How a sweep stands, cell by cell; without a name, all sweeps.
 
     Example: longhaul sweep status resomap_small
+
+    Example: longhaul sweep status resomap_small --runs
     """
-    from longhaul.cli.sweep_tables import cells_table, sweeps_table
+    from longhaul.cli.sweep_tables import best_lines, cells_table, is_driven, sweeps_table
     from longhaul.cluster.connect import default_storage
     from longhaul.resilience.sweep_directory import SweepDirectory
 
@@ -125,9 +131,13 @@ def status(
         return
     sweep = SweepDirectory.open(root, name)
     state = sweep.state()
-    console.print(cells_table(state))
+    console.print(cells_table(state, driven=is_driven(sweep), runs=runs))
+    if runs:
+        console.print(f"runs: {escape(sweep.run(state.cells[0].key).uri.rpartition('/')[0])}" if state.cells else "no runs yet")
     for note in state.notes:
         console.print(f"[dim]{escape(note)}[/]")
+    for line in best_lines(sweep, state):
+        console.print(line, soft_wrap=True)
 
 
 @app.command(name="diff")
@@ -159,7 +169,7 @@ def diff(
 def _go(
     sweep: SweepRecipe, name: str, storage: str | None, *, force: list[str], any_code: bool, plan_only: bool, address: str | None
 ) -> None:
-    from longhaul.cli.sweep_tables import cells_table, plan_lines, plan_table
+    from longhaul.cli.sweep_tables import best_lines, cells_table, plan_lines, plan_table
     from longhaul.cluster.connect import connect, default_storage
     from longhaul.tuning.sweep import run
     from longhaul.tuning.sweep_plan import plan
@@ -189,14 +199,17 @@ def _go(
     for record in state.cells:
         if record.standing == "failed":
             console.print(f"[red]{escape(record.label)} failed[/]: {escape(record.reason or '')}")
-    console.print(f"table: {planned.directory.storage.uri}/table.parquet")
+    console.print(f"table: {escape(planned.directory.storage.uri)}/table.parquet")
+    for line in best_lines(planned.directory, state):
+        console.print(line)
     failed = sum(record.standing == "failed" for record in state.cells)
     left = sum(record.open for record in state.cells)
     if failed or left:
         console.print(f"{failed} failed, {left} not finished: the same command goes on with them")
     if stopped or failed:
         raise typer.Exit(130 if stopped else 1)
-    console.print(f"next: longhaul report {state.name}")
+    at = f" --storage {shlex.quote(storage)}" if storage else ""
+    console.print(f"next: longhaul report {state.name}{escape(at)}")
 
 
 class _Bars:
@@ -209,7 +222,7 @@ class _Bars:
         )  # fmt: skip
         self._all = self._progress.add_task("cells", total=None, note="")
         self._tasks: dict[str, TaskID] = {}
-        self._epochs = planned.epochs
+        self._planned = planned
 
     def show(self, state: SweepState) -> None:
         """Bring the bars up to date."""
@@ -222,7 +235,9 @@ class _Bars:
             self._progress.remove_task(self._tasks.pop(key))
         for key, record in running.items():
             if key not in self._tasks:
-                self._tasks[key] = self._progress.add_task(f"  {escape(record.label)}", total=self._epochs, note="epochs")
+                self._tasks[key] = self._progress.add_task(
+                    f"  {escape(record.label)}", total=self._planned.epochs_of(record), note="epochs"
+                )
             epoch = record.scores[-1][0] if record.scores else 0
             told = "epochs" if record.score is None else f"epochs  {state.goal} {record.score:.4f}"
             self._progress.update(self._tasks[key], completed=round(epoch, 2), note=told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,11 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from longhaul.insight.live import duration_text
+from longhaul.resilience.lease import holder
+from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, SweepState
 from longhaul.tuning.sweep_plan import SweepPlan
 
 _STYLES = {"finished": "green", "running": "cyan", "planned": "dim", "stopped": "yellow", "skipped": "yellow", "failed": "red"}
 _UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
+_UNDRIVEN = "running (no driver)"  # it has died, or was stopped: the same command goes on
 _STANDINGS = ("finished", "running", "planned", "stopped", "skipped", "failed")
 
 
@@ -45,14 +49,15 @@ def plan_lines(planned: SweepPlan) -> list[str]:
     open_cells = [record for record in cells if record.open]
     begun = sum(record.steps > 0 for record in open_cells)
     if planned.sweep.search is not None:
-        search = planned.sweep.search
-        lines = [f"{search.trials} trials by {search.kind}, {len(cells)} of them drawn: {done} cells finished, {begun} begun"]
+        search, refused = planned.sweep.search, len(planned.state.refused)
+        cells_of = f"{search.trials} trials by {search.kind}: {len(cells)} cells drawn, {done} finished, {begun} begun"
+        lines = [cells_of + (f"; {refused} draws make no recipe" if refused else "")]
     else:
         lines = [f"{len(cells)} cells: {done} finished, {begun} begun, {len(open_cells) - begun} to train"]
     for key, modules in list(planned.other_code.items())[:1]:
         count = len(planned.other_code)
         what = f"changed since: {', '.join(modules[:4])}" if modules else "nobody knows what has changed"
-        lines.append(f"[yellow]{count} of them were finished by other code, such as {key}[/]: {what}")
+        lines.append(f"[yellow]{count} of them were trained by other code, such as {key}[/]: {what}")
         lines.append("    --any-code takes them as they are")
     if planned.gone:
         gone = f"{len(planned.gone)} cells are in the sweep no more, such as {escape(planned.gone[0])}"
@@ -60,21 +65,29 @@ def plan_lines(planned: SweepPlan) -> list[str]:
     return lines
 
 
-def cells_table(state: SweepState) -> Table:
-    """How every cell stands, the best first."""
+def cells_table(state: SweepState, *, driven: bool = True, runs: bool = False) -> Table:
+    """How every cell stands, the best first.
+
+    Args:
+        state: of the sweep.
+        driven: whether a process drives it; without one, nothing runs that is said to.
+        runs: with the name of each cell's run directory, by which `longhaul runs show` and `longhaul export` know it.
+    """
     sign = -1 if state.direction == "max" else 1
     ranked = sorted(state.cells, key=lambda record: (record.score is None, sign * (record.score or 0.0)))
     test = f"test/{state.goal.removeprefix('val/')}"
     tests = [test] if any(test in record.results for record in state.cells) else []
-    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", "why")
+    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", *(["run"] if runs else []), "why")
     for record in ranked:
         score = "" if record.score is None else f"{record.score:.4f}"
         results = [f"{record.results[name]:.4f}" if name in record.results else "" for name in tests]
         epochs = f"{record.scores[-1][0]:g}" if record.scores else ""
         time = duration_text(record.seconds) if record.seconds else ""
-        table.add_row(*_values(record), _standing(record), score, *results, epochs, time, escape(record.reason or ""))
+        run = [record.key] if runs else []
+        standing = _standing(record, driven=driven)
+        table.add_row(*_values(record), standing, score, *results, epochs, time, *run, escape(record.reason or ""))
     spent = f"{state.hours:.2f} h" + (f", {state.dollars:.2f} dollars" if state.dollars else "")
-    table.title, table.caption = f"sweep {state.name}: {_counts(state)}", spent
+    table.title, table.caption = f"sweep {state.name}: {_counts(state, driven=driven)}", spent
     return table
 
 
@@ -87,7 +100,9 @@ def sweeps_table(sweeps: Sequence[SweepDirectory]) -> Table:
         state = sweep.state()
         best = state.best
         score = "" if best is None or best.score is None else f"{state.goal} {best.score:.4f}"
-        table.add_row(sweep.name, _counts(state), escape(best.label) if best else "", score, f"{state.hours:.2f}")
+        table.add_row(
+            sweep.name, _counts(state, driven=is_driven(sweep)), escape(best.label) if best else "", score, f"{state.hours:.2f}"
+        )
     return table
 
 
@@ -112,9 +127,28 @@ def _score(record: CellRecord | None) -> Text:
     return Text(f"{record.score:.4f}" if record.score is not None else record.standing, style=_STYLES[record.standing])
 
 
-def _counts(state: SweepState) -> str:
+def is_driven(sweep: SweepDirectory) -> bool:
+    """Whether a living process trains it."""
+    return holder(RunDirectory(sweep.storage)) is not None
+
+
+def best_lines(directory: SweepDirectory, state: SweepState) -> list[str]:
+    """The best cell, and how to make a model of it; nothing while none has a score."""
+    best = state.best
+    if best is None or best.score is None:
+        return []
+    folder, _, name = directory.run(best.key).uri.rpartition("/")
+    return [
+        f"best: {escape(' '.join(best.printed))}, {state.goal} {best.score:.4f}",
+        f"    longhaul export {name} --storage {escape(shlex.quote(folder))}",
+    ]
+
+
+def _counts(state: SweepState, *, driven: bool = True) -> str:
     counts: Counter[str] = Counter(record.standing for record in state.cells)
-    return ", ".join(f"{counts[standing]} {standing}" for standing in _STANDINGS if counts[standing]) or "no cells yet"
+    told = {"running": "running" if driven else _UNDRIVEN}
+    named = [f"{counts[standing]} {told.get(standing, standing)}" for standing in _STANDINGS if counts[standing]]
+    return ", ".join(named) or "no cells yet"
 
 
 def _table(records: Sequence[CellRecord], *more: str) -> Table:
@@ -128,8 +162,9 @@ def _table(records: Sequence[CellRecord], *more: str) -> Table:
 
 
 def _values(record: CellRecord) -> list[str]:
-    return [escape(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in record.coordinates.values()]
+    return [escape(value) for value in record.printed]
 
 
-def _standing(record: CellRecord) -> Text:
-    return Text(record.standing + (" (forced)" if record.forced else ""), style=_STYLES[record.standing])
+def _standing(record: CellRecord, *, driven: bool = True) -> Text:
+    told = record.standing if driven or record.standing != "running" else _UNDRIVEN
+    return Text(told + (" (forced)" if record.forced else ""), style=_STYLES[record.standing])

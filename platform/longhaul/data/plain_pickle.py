@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longhaul.errors import first_line
+
 _CONSTRUCTORS = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 _TYPES = {("numpy", "ndarray"), ("numpy", "dtype")}
 
@@ -28,7 +30,7 @@ def load_plain(content: bytes) -> Any:
     try:
         return _Reader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # noqa: BLE001 - damaged bytes make the unpickler raise nearly anything
-        raise ValueError(str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__) from None
+        raise ValueError(first_line(error)) from None
 
 
 def stored_bytes(value: Any) -> NDArray[np.uint8]:
@@ -39,14 +41,20 @@ def stored_bytes(value: Any) -> NDArray[np.uint8]:
     """
     try:
         _, shape, kind, fortran, content = value.state
-        name, size = kind.arguments[0], math.prod(shape)
-    except (AttributeError, TypeError, ValueError, IndexError):
+        name = kind.arguments[0]
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError):
         raise ValueError("it is no array") from None
-    if name not in {"u1", b"u1"}:
-        raise ValueError(f"its values are {name!r} and not unsigned bytes")
-    if not isinstance(content, bytes) or min(shape, default=0) < 0 or len(content) != size:
+    if name not in ("u1", b"u1"):  # no set: a name that cannot be hashed is no name either
+        told = repr(name) if isinstance(name, str | bytes) else type(name).__name__  # what is nested deeply has no repr
+        raise ValueError(f"its values are {told} and not unsigned bytes")
+    if type(shape) is not tuple or not all(type(side) is int for side in shape):  # True, too, is no side
+        raise ValueError("its shape is not of whole numbers")
+    if not isinstance(content, bytes) or min(shape, default=0) < 0 or len(content) != math.prod(shape):
         raise ValueError(f"its values are no {' x '.join(map(str, shape))} bytes")
-    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+    except OverflowError:  # no bytes at all, and a side beyond what numpy counts
+        raise ValueError("its shape is too large") from None
 
 
 class _Stored:

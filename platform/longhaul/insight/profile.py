@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from longhaul.errors import IntegrityError, UserError
+from longhaul.errors import IntegrityError, UserError, first_line
 from longhaul.insight.timing import Call, CpuWatch, CudaWatch, Timing, measure
 from longhaul.models.counting import MIB, Count, count
 
@@ -32,6 +32,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 """fp32: as torch is set (`Profile.tf32`); bf16: autocast of float32 weights, which every call pays for; fp16: all in float16."""
 
 PRECISIONS = get_args(Precision)
+
+Operation = Literal["matmul", "cudnn.conv"]
+"""Matrix products and convolutions, as `torch.backends` calls those whose precision is set apart."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Profile(BaseModel):
     Attributes:
         shape: of one sample, (3, H, W).
         device: its name, such as `NVIDIA H200`; torch, threads, measured_s: version, threads of the CPU, Unix time.
-        tf32: whether float32 convolutions or matrix products ran in TF32.
+        tf32: whether float32 convolutions or matrix products ran in TF32; tf32_of: which of the two. Torch's own setting is
+            convolutions alone.
         single, batched: a call with one sample, and with `batched.batch`.
         peak_memory_mb: the most that weights, images and everything between took at once, in MiB, at the larger batch; by
             torch's allocator on a GPU, by the growth of a fresh process's resident memory on a CPU.
@@ -76,6 +80,7 @@ class Profile(BaseModel):
     measured_s: float
     precision: Precision
     tf32: bool
+    tf32_of: tuple[Operation, ...] = ()
     channels_last: bool
     single: Timing
     batched: Timing
@@ -111,6 +116,7 @@ def profile(
             peak = (_peak_bytes(_call(model, images, conditions)) - before) / MIB if on_gpu else None
         except (AssertionError, RuntimeError, ValueError) as error:  # RuntimeError: out of memory and missing kernels too
             raise _cannot(shape, conditions, device, error) from None
+    in_tf32 = tf32_operations() if on_gpu and conditions.precision == "fp32" else ()
     return Profile(
         shape=tuple(shape),
         device=device_name(device),
@@ -118,7 +124,8 @@ def profile(
         threads=torch.get_num_threads(),
         measured_s=time.time(),
         precision=conditions.precision,
-        tf32=on_gpu and conditions.precision == "fp32" and _tf32(),
+        tf32=bool(in_tf32),
+        tf32_of=in_tf32,
         channels_last=conditions.channels_last,
         single=single,
         batched=batched,
@@ -129,14 +136,15 @@ def profile(
 
 
 def profile_run(run: RunDirectory, conditions: Conditions = Conditions()) -> Profile:
-    """Measure the network of a run's recipe.
+    """Measure the network of a run's recipe, of a run in phases at the one whose weights are exported.
 
     Raises:
         UserError: the run is none of classification, or its data are gone.
     """
+    from longhaul.insight.trained_recipe import trained_recipe
     from longhaul.workloads import build
 
-    recipe = run.recipe()
+    recipe = trained_recipe(run)
     if recipe.workload.kind != "classification":
         raise UserError(f"run {run.name}: profiles are of classifiers, and it trains {recipe.workload.kind}", "Give another run")
     workload = build(recipe)
@@ -242,14 +250,15 @@ def _as_wanted(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _tf32() -> bool:
-    """Asked for by operator: `allow_tf32` raises where convolutions and recurrent layers are set apart."""
+def tf32_operations() -> tuple[Operation, ...]:
+    """What runs in TF32 as torch is set; by operator, since `allow_tf32` raises where recurrent layers are set apart."""
     convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch puts an object there
-    return "tf32" in (convolutions, torch.backends.cuda.matmul.fp32_precision)
+    products = torch.backends.cuda.matmul.fp32_precision
+    set_to: tuple[tuple[Operation, str], ...] = (("matmul", products), ("cudnn.conv", convolutions))
+    return tuple(operation for operation, precision in set_to if precision == "tf32")
 
 
 def _cannot(shape: Sequence[int], conditions: Conditions, device: torch.device, error: Exception) -> UserError:
-    reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
     what = f"batch {conditions.batch} of {' x '.join(map(str, shape))} in {conditions.precision} on {device}"
     fix = "Give a smaller batch" if isinstance(error, torch.OutOfMemoryError) else "Give another resolution or precision"
-    return UserError(f"a network cannot be profiled with {what} ({reason})", fix)
+    return UserError(f"a network cannot be profiled with {what} ({first_line(error)})", fix)

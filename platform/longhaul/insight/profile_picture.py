@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from longhaul.errors import UserError
-from longhaul.insight.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from longhaul.insight.curves import CYCLE, GREY
 from longhaul.insight.profile_table import Row
 
-_CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#000000")
 _MARKS = "os^Dv"
 
 
@@ -36,7 +35,7 @@ def cost_figure(table: Sequence[Row]) -> Figure:
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(points.items()):
         xs, ys, sides = zip(*sorted(line), strict=True)
-        colour, mark = _CYCLE[number % len(_CYCLE)], _MARKS[number // len(_CYCLE) % len(_MARKS)]
+        colour, mark = CYCLE[number % len(CYCLE)], _MARKS[number // len(CYCLE) % len(_MARKS)]
         axes.plot(xs, ys, color=colour, marker=mark, markersize=6, linewidth=1.2, label=name)
         for x, y, side in zip(xs, ys, sides, strict=True) if several else ():
             axes.annotate(str(side), (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=GREY)

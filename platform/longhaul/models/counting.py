@@ -7,7 +7,8 @@ A multiplication and an addition count as two operations (FLOPs); papers and tor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from longhaul.errors import UserError
+from longhaul.errors import UserError, first_line
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe.networks import ModelSection
 
@@ -81,8 +82,7 @@ def count(network: nn.Module | Callable[[], nn.Module], shape: Sequence[int]) ->
         flops = float(_forward_flops(model, shape))
         activations = _kept_for_backward(model, shape)
     except (AssertionError, RuntimeError, ValueError) as error:  # RuntimeError: NotImplementedError and torch's own too
-        reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
-        problem = f"a network cannot be counted at {' x '.join(map(str, shape))} ({reason})"
+        problem = f"a network cannot be counted at {' x '.join(map(str, shape))} ({first_line(error)})"
         raise UserError(problem, "Give a shape that fits it") from None
     return Count(
         parameters=parameters,
@@ -131,9 +131,26 @@ def _saved_buffers(model: nn.Module) -> list[Tensor]:
 
 def _forward_flops(model: nn.Module, shape: Sequence[int]) -> int:
     image = torch.empty(1, *shape, device="meta")
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _frozen(model), torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters without gradient, put back at the end.
+
+    The counter hooks every module's inputs into autograd as soon as one wants a gradient, which fails under `no_grad` where a
+    block is given a parameter, such as the class token of CaiT and PiT.
+    """
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_()
 
 
 def _kept_for_backward(model: nn.Module, shape: Sequence[int]) -> int:

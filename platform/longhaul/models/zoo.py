@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from longhaul.errors import UserError
+from longhaul.errors import UserError, first_line
 from longhaul.recipe.networks import DetectorName, ModelSection
 
 Builder = Callable[[ModelSection, int, int], nn.Module]
@@ -106,7 +106,7 @@ def _check_resolution(model: nn.Module, name: str, resolution: int) -> None:
 
 
 def _does_not_fit(name: str, resolution: int, error: Exception) -> UserError:
-    problem = f"data.resolution {resolution}: model {name!r} cannot work at it ({_first_line(error)})"
+    problem = f"data.resolution {resolution}: model {name!r} cannot work at it ({first_line(error)})"
     return UserError(problem, "Give another resolution, such as a larger one or a multiple of its patch size")
 
 
@@ -141,7 +141,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # noqa: BLE001 - the two readers raise a dozen types for a broken file
         # Torch's own text is a page about how to run the file's code.
         plain = path.suffix == ".safetensors" or isinstance(error, OSError)
-        reason = _first_line(error) if plain else "holds more than tensors, or is no whole .pt file"
+        reason = first_line(error) if plain else "holds more than tensors, or is no whole .pt file"
         raise UserError(
             f"model.weights {path}: cannot be read ({reason})", "Give a .safetensors or .pt file of tensors by name"
         ) from None
@@ -151,7 +151,3 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(state.get(key), dict):
             state = state[key]
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__

@@ -161,7 +161,7 @@ class BudgetSection(Section):
     """Where the sweep ends, at the latest; what runs then is paused, and goes on when the budget is raised."""
 
     trials: Positive | None = None
-    """Cells trained, those of earlier calls included."""
+    """Cells that this sweep has begun, over all its calls; every fold is one. What other sweeps have trained is free."""
     hours: PositiveFloat | None = None
     """Hours that the sweep has run, those of earlier calls included."""
     dollars: PositiveFloat | None = None

@@ -44,6 +44,7 @@ class CellRecord(BaseModel):
         standing: `planned`; `running` (or its driver died); `finished`; `stopped` before its time by `stopping`, a budget or a
             person; `skipped` by `pruning`; `failed`.
         reason: why it was stopped, skipped or failed, in one line.
+        begun: a call of this sweep has begun to train it; else, whatever it has reached is another sweep's work.
         forced: somebody wants it trained to its end whatever stopping and pruning say.
         gpus: the share of a GPU that it takes.
         cost: predicted operations of its whole training, a multiplication and an addition counted as two.
@@ -59,6 +60,7 @@ class CellRecord(BaseModel):
     recipe: str
     standing: Standing = "planned"
     reason: str | None = None
+    begun: bool = False
     forced: bool = False
     gpus: float = 0.0
     cost: float | None = None
@@ -78,6 +80,27 @@ class CellRecord(BaseModel):
         """Its coordinates' values in one short text, such as `resnet18 64`."""
         return " ".join(str(value) for value in self.coordinates.values())
 
+    @property
+    def printed(self) -> list[str]:
+        """Its coordinates' values as tables show them: numbers to four digits."""
+        return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in self.coordinates.values()]
+
+
+class Refused(BaseModel):
+    """A point that a search has drawn and that makes no recipe: it counts as a trial.
+
+    Attributes:
+        coordinates: as drawn, without a fold.
+        reason: why it makes none.
+        place: how many trials were drawn before it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    coordinates: dict[str, Any]
+    reason: str
+    place: int
+
 
 class SweepState(BaseModel):
     """`sweep.json`.
@@ -85,6 +108,7 @@ class SweepState(BaseModel):
     Attributes:
         goal: the metric that decides, such as `val/top1`, with its direction.
         cells: all of them, in the order of the grid, or in that in which a search drew them.
+        refused: points of a search that make no recipe, in the order in which they were drawn.
         hours: that the sweep has run, over all calls; `dollars`: what its cells' time has cost.
         notes: what was decided on the way, one line each, such as a budget that ended it.
     """
@@ -95,6 +119,7 @@ class SweepState(BaseModel):
     goal: str
     direction: Literal["max", "min"]
     cells: list[CellRecord] = []
+    refused: list[Refused] = []
     hours: float = 0.0
     dollars: float = 0.0
     notes: list[str] = []

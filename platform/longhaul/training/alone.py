@@ -18,9 +18,9 @@ from longhaul.resilience.retries import why_not
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.driving import driving
 from longhaul.training.loop import Trainer
-from longhaul.training.memory import MemoryExhaustedError, halve
+from longhaul.training.memory import MemoryExhaustedError, give_back, halve
 from longhaul.training.phases import Phases
-from longhaul.training.progress import Observe, unobserved
+from longhaul.training.progress import Observe, Progress, unobserved
 from longhaul.training.ranks import Ranks
 from longhaul.training.stage import Stage
 from longhaul.workloads import build
@@ -34,7 +34,13 @@ def can_train_alone(recipe: Recipe) -> bool:
 
 
 def train_alone(
-    recipe: Recipe, run: RunDirectory, *, gpu: bool, observe: Observe = unobserved, trainer: type[Trainer] = Trainer
+    recipe: Recipe,
+    run: RunDirectory,
+    *,
+    gpu: bool,
+    observe: Observe = unobserved,
+    trainer: type[Trainer] = Trainer,
+    owner: str | None = None,
 ) -> Summary:
     """Train `recipe` in `run`, from wherever it stands, to the end or to a request to stop; returns the summary.
 
@@ -46,25 +52,37 @@ def train_alone(
         gpu: on the first GPU that this process sees; else on the CPU, with as many threads as the recipe has cores a worker.
         observe: told the goal after each validation; raises `StopRequested` to pause the run there.
         trainer: tests write down what theirs does.
+        owner: on whose behalf (`resilience.lease`).
 
     Raises:
-        UserError: data or model do not fit the recipe, or another driver holds the run.
+        UserError: data or model do not fit the recipe.
+        HeldError: another driver holds the run, or has taken it over.
         LonghaulError: the run ended for a reason that it knows (divergence, for one).
     """
     if not gpu:
         torch.set_num_threads(max(math.floor(recipe.scaling.cpus_per_worker), 1))
     ranks = Ranks(0, 1, torch.device("cuda", 0) if gpu else torch.device("cpu"))
 
-    def of_phase(recipe: Recipe, stage: Stage) -> Trainer:
-        return trainer(recipe, build(recipe), run, ranks, _heard, None, stage, observe)
+    with driving(recipe, run, owner) as held:
 
-    with driving(recipe, run):
+        def notice() -> None:
+            """Asked every `poll_s`: nobody takes the node away, but another driver may have taken the run over."""
+            held.check()
+
+        def watched(progress: Progress, goal: float) -> None:
+            held.check()
+            observe(progress, goal)
+
+        def of_phase(recipe: Recipe, stage: Stage) -> Trainer:
+            return trainer(recipe, build(recipe), run, ranks, _heard, notice, stage, watched)
+
         while True:
             try:
                 return Phases(recipe, run, ranks, of_phase).train()
             except MemoryExhaustedError as error:
                 if not _again(recipe, run, error):
                     raise
+            give_back()
 
 
 def _again(recipe: Recipe, run: RunDirectory, error: MemoryExhaustedError) -> bool:
@@ -76,7 +94,8 @@ def _again(recipe: Recipe, run: RunDirectory, error: MemoryExhaustedError) -> bo
     where = {"segment": summary.segment, "step": summary.step}
     record_incident(run, "memory", str(error), first=None, retried=reason is None, reason=reason, **where)
     halve(run, error, **where)
-    log.warning("%s; %s", error, reason or "the run goes on with half the micro-batch")
+    # As text: a handler that keeps what it is given would keep the frames, and in them the network.
+    log.warning("%s; %s", str(error), reason or "the run goes on with half the micro-batch")
     return reason is None
 
 

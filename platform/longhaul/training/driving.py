@@ -10,7 +10,7 @@ from longhaul.errors import LonghaulError
 from longhaul.recipe import Recipe
 from longhaul.resilience.flight import flights
 from longhaul.resilience.incidents import record_incident
-from longhaul.resilience.lease import lease
+from longhaul.resilience.lease import Lease, lease
 from longhaul.resilience.ledger import mark
 from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory
@@ -19,21 +19,21 @@ from longhaul.workloads import build
 
 
 @contextlib.contextmanager
-def driving(recipe: Recipe, run: RunDirectory) -> Iterator[None]:
-    """Hold the run while the block trains it.
+def driving(recipe: Recipe, run: RunDirectory, owner: str | None = None) -> Iterator[Lease]:
+    """Hold the run while the block trains it; on behalf of `owner` (`lease`).
 
     Raises:
         UserError: another driver holds the run.
         Exception: what the block raises, written down as the run's end; of one of Ray's, what it was raised from.
     """
-    with lease(run):
+    with lease(run, owner) as held:
         run.save_recipe(recipe)
         answered(run)  # whatever was asked of the run before: training it is asked for now
         _note_a_dead_driver(run)
         mark(run, "began", segment=run.summary().segment)
         _count_operations(recipe, run)
         try:
-            yield
+            yield held
         except Exception as error:
             cause = error if isinstance(error, LonghaulError) else error.__cause__ or error
             _close(run, "failed", (str(cause).splitlines() or [type(cause).__name__])[0])

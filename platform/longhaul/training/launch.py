@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.train import ControllerError, LoggingConfig, Result, RunConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -19,6 +18,7 @@ from longhaul.recipe import Recipe
 from longhaul.recipe.paths import refuse_relative_paths
 from longhaul.recipe.phases import resolve
 from longhaul.resilience.run_directory import RunDirectory, Summary
+from longhaul.training.capacity import obtainable
 from longhaul.training.driving import driving
 from longhaul.training.elastic import START_TIMEOUT_S, scaling_config, scaling_policy
 from longhaul.training.failures import DriverLedger, RunFailurePolicy, ended_by
@@ -62,13 +62,14 @@ class RunTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**controller)  # type: ignore[misc, no-any-return]
 
 
-def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train_worker) -> Summary:
+def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train_worker, owner: str | None = None) -> Summary:
     """Train `recipe` in `run` on the connected Ray cluster, to the end or to a request to stop; returns the summary.
 
     Args:
         recipe: what to train.
         run: its directory (`RunDirectory.prepare`); it is written to once everything has been checked.
         train_function: what each worker runs; drills and tests put faults around `train_worker`.
+        owner: on whose behalf (`resilience.lease`).
 
     Raises:
         UserError: data, model or cluster do not fit the recipe, or another driver holds the run.
@@ -77,7 +78,7 @@ def fit(recipe: Recipe, run: RunDirectory, train_function: TrainFunction = train
     """
     check(recipe)
     gpu = _check_resources(recipe)
-    with driving(recipe, run):
+    with driving(recipe, run, owner):
         rebuild_snapshot(run)
         # Reports are drained once a health poll (2 s by default): a report within one poll of the last would wait.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
@@ -115,10 +116,7 @@ def check(recipe: Recipe) -> None:
 
 def _check_resources(recipe: Recipe) -> bool:
     """Whether to take GPUs; refuses what the cluster can never give (Ray would wait for it without a word)."""
-    from ray._private.state import state
-
-    planned = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow the cluster to
-    have = {kind: max(amount, planned.get(kind, 0)) for kind, amount in {**planned, **ray.cluster_resources()}.items()}
+    have = obtainable()
     scaling = recipe.scaling
     gpu = have.get("GPU", 0) >= scaling.least if scaling.gpu == "auto" else scaling.gpu
     if recipe.training.precision == "fp16" and not gpu:

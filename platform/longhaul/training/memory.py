@@ -63,6 +63,11 @@ def preflight(
     with memory_guard(micro_batch):
         build().step(next(stream).micro_batches, loss, 0.0)
     stream.close()
+    give_back()
+
+
+def give_back() -> None:
+    """Let go of what nobody uses any more; call it outside of any `except`, whose exception would hold the frames."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from longhaul.errors import IntegrityError
@@ -23,6 +23,8 @@ from longhaul.tuning.trial import validations
 log = logging.getLogger(__name__)
 
 CELL = "cell.json"
+PAUSED = "paused by request; the same command goes on with it"
+"""Why a cell is `stopped` that somebody has paused: until the call ends it is left alone."""
 _SAVE_S = 2.0
 
 Watch = Callable[[SweepState], None]
@@ -52,8 +54,11 @@ class Board:
         """A cell that may have come to the state since; brought up to what its run directory says."""
         if record.key not in self._cells:
             self._cells[record.key] = record
-            if self.directory.run(record.key).storage.exists("recipe.yaml"):
-                self.look(record)
+            try:
+                if self.directory.run(record.key).storage.exists("recipe.yaml"):
+                    self.look(record)
+            except OSError as error:  # its trial finds out
+                log.warning("cell %s: %s", record.key, error)
         return record
 
     def note(self, text: str) -> None:
@@ -66,7 +71,7 @@ class Board:
         """A trial of these cells begins."""
         for record in records:
             if record.open:
-                record.standing, record.reason = "running", None
+                record.standing, record.reason, record.begun = "running", None, True
         self.changed(now=True)
 
     def skipped(self, record: CellRecord, reason: str) -> None:
@@ -81,10 +86,10 @@ class Board:
         self._score(record)
         self.changed()
 
-    def spent(self, record: CellRecord, seconds: float) -> None:
-        """It has been trained for so much longer."""
+    def spent(self, record: CellRecord, seconds: float, taken: Mapping[str, float]) -> None:
+        """It has been trained for so much longer, on these resources, such as `{"CPU": 1.0, "GPU": 0.25}`."""
         record.seconds += seconds
-        self.state.dollars += dollars(self.sweep.budget, seconds, cpus=self.sweep.resources.cpus, gpus=record.gpus)
+        self.state.dollars += dollars(self.sweep.budget, seconds, cpus=taken.get("CPU", 0.0), gpus=taken.get("GPU", 0.0))
 
     def ended(self, record: CellRecord, reason: str | None, *, error: bool) -> None:
         """Its trial is over.
@@ -92,15 +97,14 @@ class Board:
         Args:
             record: the cell.
             reason: why the trial was ended before its time, where it was; None where the cell shall go on at the next call.
-            error: whether it ended by an exception.
+            error: whether its process died, at every attempt; this call tries it no more.
         """
         summary = self.look(record)
         if summary.status == "finished":
             record.reason = None
         elif error or summary.status == "failed":
-            lost = "its process was lost; the same command goes on with it"
-            known = summary.status == "failed"
-            record.standing, record.reason = ("failed", summary.error) if known else ("planned", lost)
+            lost = "its process died at every attempt (out of memory?); the same command tries it again"
+            record.standing, record.reason = "failed", summary.error if summary.status == "failed" else lost
         elif summary.status == "cancelled":
             record.standing, record.reason = "stopped", "cancelled by request"
         else:
@@ -116,7 +120,8 @@ class Board:
                 record.scores = [(epoch, value) for _, epoch, value in validations(run, summary.goal)]
             except IntegrityError as error:
                 log.warning("cell %s: %s", record.key, error)
-            record.steps, record.results = summary.step, summary.results
+            # A run that goes on tells of itself behind what its trial has reported.
+            record.steps, record.results = max(record.steps, summary.step), summary.results
             self._score(record)
         if summary.status == "finished":
             record.standing = "finished"
@@ -127,10 +132,21 @@ class Board:
         if finite:
             record.score = max(finite) if self.state.direction == "max" else min(finite)
 
+    def tick(self) -> None:
+        """Count the time."""
+        self.state.hours = self._hours + (time.monotonic() - self._began_s) / 3600
+
+    def close(self) -> None:
+        """The call is over: what somebody has paused waits for the next one."""
+        for record in self.state.cells:
+            if record.standing == "stopped" and record.reason == PAUSED:
+                record.standing, record.reason = "planned", None
+        self.changed(now=True)
+
     def changed(self, *, now: bool = False) -> None:
         """Show it, and write it down where that is due."""
         at = time.monotonic()
-        self.state.hours = self._hours + (at - self._began_s) / 3600
+        self.tick()
         if now or at - self._saved_s >= _SAVE_S:
             self._saved_s = at
             with contextlib.suppress(OSError):  # storage that is away for a moment: the next change writes it all again

@@ -10,7 +10,10 @@ from longhaul.resilience.sweep_directory import CellRecord, SweepState
 
 @dataclass(frozen=True)
 class Spent:
-    """What a sweep has used: cells that have begun to train, those of them that train now, hours, dollars."""
+    """What a sweep has used: cells that it has begun to train, those of them that train now, hours, dollars.
+
+    What another sweep has trained, or begun, is no cell of this count.
+    """
 
     trials: int
     running: int
@@ -60,4 +63,4 @@ def dollars(section: BudgetSection, seconds: float, *, cpus: float, gpus: float)
 
 
 def _begun(record: CellRecord) -> bool:
-    return record.standing in ("running", "finished", "stopped", "failed") or record.steps > 0 or record.seconds > 0
+    return record.begun or record.seconds > 0

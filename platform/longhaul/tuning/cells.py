@@ -34,11 +34,12 @@ NO_PART_OF_RESULT = (
     "name", "tracking", "export",  # what is done with it, and what it is called
     "scaling.gpu", "scaling.cpus_per_worker", "data.loader_workers", "validation.batch",  # how fast it is computed
     "resilience.hang_s", "resilience.poll_s", "resilience.budgets", "resilience.preflight",  # how it survives
-    "checkpoints.keep_latest", "checkpoints.keep_best", "checkpoints.keep_every",  # what is kept of it
+    "checkpoints.keep_latest", "checkpoints.keep_best", "checkpoints.keep_every",  # what is kept; of keep_best 0 see `_content`
     "checkpoints.ephemeral", "checkpoints.ephemeral_min_s", "checkpoints.ephemeral_max_s",
     "data.root",  # where the data lie; what they are is in their fingerprint
 )  # fmt: skip
 """Fields of a recipe that leave a cell the same cell."""
+_IN_PART = ("data.root", "checkpoints.keep_best")  # other data are other cells all the same, and so is one that keeps no best
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class CellMaker:
             put(raw, path.split("."), value, told=f"sweep field {path}")
         label = ", ".join(f"{path}={value}" for path, value in coordinates.items())
         recipe = anchored(resolved(raw, f"sweep {self.sweep.name}, cell {label}"), self.folder)
-        refuse_relative_paths(recipe)
+        refuse_relative_paths(recipe, within="recipe.")
         recipe = self._placed(recipe)
         return Cell(dict(coordinates), recipe, self._content(recipe), code_version(recipe, self._sources))
 
@@ -128,13 +129,22 @@ class CellMaker:
             if counted is None:
                 problem = f"resources.micro_batch memory: the memory of {recipe.model.name} cannot be told beforehand"
                 raise UserError(problem, "Set resources.micro_batch to recipe")
-            micro_batch = fit_micro_batch(recipe, counted, resources.gpu_memory_gb)
+            micro_batch = fit_micro_batch(recipe, counted, self._memory_gb(recipe))
             changes["training"] = recipe.training.model_copy(update={"micro_batch": micro_batch})
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe.model.name)
         return recipe.model_copy(update={"name": f"{name}-{recipe.data.resolution}", **changes})
 
+    def _memory_gb(self, recipe: Recipe) -> float:
+        """Of a GPU what a worker of the cell has, in 10^9 bytes: all of it, or the share that the sweep names."""
+        resources = self.sweep.resources
+        shared = resources.gpus != "auto" and resources.gpus > 0 and can_train_alone(recipe)
+        return resources.gpu_memory_gb * (float(resources.gpus) if shared else 1.0)
+
     def _content(self, recipe: Recipe) -> str:
-        """Hash of the recipe without `NO_PART_OF_RESULT`, the data's fingerprints, and what weights it begins with."""
+        """Hash of the recipe without `NO_PART_OF_RESULT`, the data's fingerprints, and what weights it begins with.
+
+        How many of the best checkpoints are kept changes nothing, but where it is none, the test is of what was saved last.
+        """
         document = recipe.model_dump(mode="json")
         for phase in document["phases"]:
             phase["set"] = {path: value for path, value in phase["set"].items() if not _is_no_part(path)}
@@ -146,7 +156,10 @@ class CellMaker:
             node.pop(last, None)
         if recipe.model.weights is not None:
             document["model"]["weights"] = file_sha256(Path(recipe.model.weights).expanduser())
-        document["fingerprint"] = [self._fingerprint(phase) for phase in resolve(recipe)]
+        phases = resolve(recipe)
+        if any(phase.checkpoints.keep_best == 0 for phase in phases):
+            document["without_best"] = [phase.checkpoints.keep_best == 0 for phase in phases]
+        document["fingerprint"] = [self._fingerprint(phase) for phase in phases]
         return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _fingerprint(self, recipe: Recipe) -> str:
@@ -162,7 +175,12 @@ class CellMaker:
 
 def other_code(cell: Cell, keys: Iterable[str]) -> list[str]:
     """Those of `keys` that differ from the cell's in the code alone."""
-    return sorted(key for key in keys if key.startswith(f"{cell.stem}-") and key != cell.key)
+    return sorted(key for key in keys if content_of(key) == cell.stem and key != cell.key)
+
+
+def content_of(key: str) -> str:
+    """A key up to the code's version: the cell's `stem`."""
+    return key.rpartition("-")[0]
 
 
 def check_fields(sweep: SweepRecipe) -> None:
@@ -172,7 +190,7 @@ def check_fields(sweep: SweepRecipe) -> None:
         UserError: names the field.
     """
     for path in [*sweep.grid, *(sweep.search.space if sweep.search else ())]:
-        if _is_no_part(path) and path != "data.root":  # other data are other cells, wherever they lie
+        if _is_no_part(path) and path not in _IN_PART:
             fix = "Vary a field that changes the result; cells that differ in this one alone would be one cell"
             raise UserError(f"sweep {sweep.name}, field {path}: does not change what a cell comes to", fix)
         if sweep.folds and path in (FOLD, "data.folds"):

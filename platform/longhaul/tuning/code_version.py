@@ -3,7 +3,8 @@
 Found by reading sources (`ast`), nothing is imported: from the loop, the engine, the workload and the network of the recipe,
 along their imports, within the rooms that decide numbers (`_ROOMS`). The other rooms stay out on purpose:
 
-* `recipe`: what it decides is in the cell's resolved recipe, which is hashed beside this.
+* `recipe`: what it decides is in the cell's resolved recipe, which is hashed beside this; all but `_DECIDERS`, whose functions
+  are called while a run trains.
 * `resilience`, `storage`: keep, find and move what was computed; a resumed run equals the straight one, which tests hold. What
   they decide beyond that (rolling back from a spike) acts on runs that have gone wrong.
 * `errors`, `insight`, `export`, `tuning` and all above: talk about numbers, and change none.
@@ -54,12 +55,14 @@ _RECORDERS = frozenset(
         "workloads.detection_pictures",
     )
 )
+_DECIDERS = frozenset(f"{_PACKAGE}.recipe.{module}" for module in ("duration", "phases"))
+"""How a length becomes samples and steps, and a phase its recipe."""
 _ENGINES = {True: f"{_PACKAGE}.training.torch_engine", False: f"{_PACKAGE}.training.deepspeed_engine"}
 _WORKLOADS = {kind: f"{_PACKAGE}.workloads.{kind}" for kind in ("classification", "detection")}
 _DATA = {kind: f"{_PACKAGE}.data.{kind}" for kind in ("digits", "cifar10")}  # image folders need no module of their own
 _CHOSEN = frozenset([*_ENGINES.values(), *_WORKLOADS.values(), *_DATA.values()])
 """Modules that the recipe chooses among: an import of one that it does not choose counts for nothing."""
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")  # Pillow decodes images
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ def code_version(recipe: Recipe, sources: Sources | None = None) -> CodeVersion:
     chosen = {_WORKLOADS[recipe.workload.kind], *(_ENGINES[torch] for torch in plain)}
     chosen |= {_DATA[phase.data.kind] for phase in phases if phase.data.kind in _DATA}
     network = own_module(recipe.model.name)
-    roots = [f"{_PACKAGE}.training.loop", f"{_PACKAGE}.training.phases", *sorted(chosen), *([network] if network else [])]
+    entries = [f"{_PACKAGE}.training.loop", f"{_PACKAGE}.training.phases", *sorted(_DECIDERS)]
+    roots = [*entries, *sorted(chosen), *([network] if network else [])]
     modules = sources.closure(roots, _CHOSEN - chosen) if sources.readable else {_PACKAGE: longhaul.__version__}
     names = [*_LIBRARIES, *(() if plain == {True} else ("deepspeed",))]
     libraries = {name: _library(name) for name in names}
@@ -167,7 +171,8 @@ def _names(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def _decides(module: str) -> bool:
     parts = module.split(".")
-    return parts[0] == _PACKAGE and len(parts) > 1 and parts[1] in _ROOMS and module not in _RECORDERS
+    in_a_room = parts[0] == _PACKAGE and len(parts) > 1 and parts[1] in _ROOMS
+    return module in _DECIDERS or (in_a_room and module not in _RECORDERS)
 
 
 def _library(name: str) -> str:

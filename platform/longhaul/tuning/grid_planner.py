@@ -207,7 +207,8 @@ class _Decision:
         costs: dict[int, float] = {}
         for (_, at), cells in self._groups.items():
             costs[at] = costs.get(at, 0.0) + sum(1.0 if cell.cost is None else cell.cost for cell in cells)
-        return sum(costs[at] for at in costs if 0 < at <= place) / sum(costs[at] for at in costs if at > 0)
+        dear = sum(costs[at] for at in costs if at > 0)  # nothing where `along` has one value
+        return sum(costs[at] for at in costs if 0 < at <= place) / dear if dear else 0.0
 
     def _is_decided_by(self, running: Sequence[Group], group: Group) -> bool:
         """Whether what runs now may still leave it out: its own cheaper cell, or as many at its value as make a comparison."""

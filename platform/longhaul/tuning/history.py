@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 KEY = "key"
 """Where a trial's config, in Ray Tune, names it: by the key of its cell, of several folds of the first."""
+EPOCHS = "epochs"
+"""Where it says for how many epochs the trial trains, over all its cells; left out, as long as the longest."""
 EPOCH = "epoch"
 """Where a trial's report to Ray Tune says how far it is, in epochs; fractions where it validates within one."""
 SCORE = "score"

@@ -33,7 +33,7 @@ def fit_micro_batch(recipe: Recipe, counted: Count, gpu_memory_gb: float) -> int
     if not fitting:
         need = (fixed + one) / _HEADROOM / GB
         problem = f"{recipe.model.name} at {recipe.data.resolution} px: one sample needs {need:.3g} GB of {gpu_memory_gb:g}"
-        raise UserError(problem, "Lower data.resolution, take a smaller model, or raise resources.gpu_memory_gb")
+        raise UserError(problem, "Lower data.resolution, take a smaller model, or raise resources.gpu_memory_gb or gpus")
     return max(fitting)
 
 

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import PruningSection
-from longhaul.resilience.sweep_directory import CellRecord
+from longhaul.resilience.sweep_directory import CellRecord, Refused
 from longhaul.tuning.board import Board
 from longhaul.tuning.cells import FOLD
 from longhaul.tuning.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Wait
@@ -75,6 +75,8 @@ class SearchPlan:
             try:
                 records = [self._board.known(self._planned.enlist(cell)) for cell in self._planned.maker.folded(drawn)]
             except UserError as error:
+                place = len(self._searcher.trials) - 1
+                self._board.state.refused.append(Refused(coordinates=drawn, reason=str(error), place=place))
                 self._board.note(f"{drawn}: makes no recipe: {error}")
                 self._searcher.on_trial_complete(name, None, error=True)
                 continue
@@ -123,6 +125,14 @@ def pasts(groups: Sequence[Sequence[CellRecord]], direction: Direction) -> list[
         point = {path: value for path, value in group[0].coordinates.items() if len(group) == 1 or path != FOLD}
         found.append(Past(coordinates=point, scores=scores, ended=ended_of(group), key=group[0].key))
     return found
+
+
+def with_refused(trials: Sequence[Past], refused: Sequence[Refused]) -> list[Past]:
+    """What a searcher is told of earlier calls: the trials, and in their places the draws that made no recipe, as failed."""
+    known = list(trials)
+    for one in refused:
+        known.insert(one.place, Past(one.coordinates, [], "failed", f"refused-{one.place}"))
+    return known
 
 
 def ended_of(group: Sequence[CellRecord]) -> Ended:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -27,6 +26,7 @@ from longhaul.resilience.requests import ask, asked
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import CellRecord, Standing, SweepDirectory
 from longhaul.training.alone import can_train_alone
+from longhaul.training.capacity import obtainable
 from longhaul.training.course import Course
 from longhaul.training.loop import Trainer
 from longhaul.tuning.board import Board
@@ -130,6 +130,7 @@ class Population:
     ending: str | None = None
     running: int = 0
     gpu: bool = False
+    taken: dict[str, float] = field(default_factory=dict)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _asked_s: float = 0.0
 
@@ -234,7 +235,7 @@ class Population:
     def heard(self, member: int, result: dict[str, Any]) -> None:
         """A report of a trial."""
         row = self.record(member)
-        self.board.spent(row, float(result.get("time_this_iter_s", 0.0)))
+        self.board.spent(row, float(result.get("time_this_iter_s", 0.0)), self.taken)
         if FAILED in result:
             row.reason = str(result[FAILED]).splitlines()[0]
         if not math.isnan(result[SCORE]):
@@ -247,8 +248,10 @@ class Population:
         """See which members train, and whether the budget is spent; while the sweep ends, ask what runs to pause."""
         self.running = len(running)
         for member, row in enumerate(self.board.state.cells):
+            row.begun = row.begun or member in running
             if row.open and (row.standing == "running") != (member in running):
                 row.standing = "running" if member in running else "planned"
+        self.board.tick()
         if self.ending is None:
             self.ending = Budget(self.planned.sweep.budget).over(self.board.state)
         if self.ending is not None and time.monotonic() - self._asked_s > _ASK_S:
@@ -329,10 +332,10 @@ class _Ending(tune.Stopper):
 
 def _tune(population: Population, members: list[Member], trainer: type[Trainer]) -> None:
     planned, directory = population.planned, population.directory
-    cluster = ray.cluster_resources()
+    cluster = obtainable()
     share = max(record.gpus for record in population.board.state.cells)
     needed = trial_resources(planned.example, planned.sweep.resources, share, cluster)
-    population.gpu = "GPU" in needed
+    population.gpu, population.taken = "GPU" in needed, needed
     parallel = parallel_trials(planned.example, planned.sweep.resources, cluster)
     population.look(set())
     if population.ending is not None:  # an earlier call has spent the budget

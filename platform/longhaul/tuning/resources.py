@@ -47,7 +47,7 @@ def trial_resources(recipe: Recipe, section: ResourcesSection, gpus: float, clus
         recipe: of the cell.
         section: of the sweep.
         gpus: from `gpu_share`.
-        cluster: what there is (`ray.cluster_resources`), or may come to be.
+        cluster: what there is , or may come to be (`training.capacity.obtainable`).
 
     Raises:
         UserError: the cluster never has as much, so that the trial would wait for ever.
@@ -60,6 +60,21 @@ def trial_resources(recipe: Recipe, section: ResourcesSection, gpus: float, clus
         needed["GPU"] = gpus
     _refuse_too_much(needed, cluster)
     return needed
+
+
+def charged_resources(recipe: Recipe, cluster: dict[str, float]) -> dict[str, float] | None:
+    """What each worker of a cell takes that is handed to Ray Train; None for one that trains in its trial's own process."""
+    if can_train_alone(recipe):
+        return None
+    each = {"CPU": recipe.scaling.cpus_per_worker}
+    if _with_gpus(recipe, cluster):
+        each["GPU"] = 1.0
+    return each
+
+
+def _with_gpus(recipe: Recipe, cluster: dict[str, float]) -> bool:
+    gpu = recipe.scaling.gpu
+    return gpu is True or (gpu == "auto" and cluster.get("GPU", 0) >= recipe.scaling.least)
 
 
 def parallel_trials(recipe: Recipe, section: ResourcesSection, cluster: dict[str, float]) -> int:
@@ -80,8 +95,7 @@ def parallel_trials(recipe: Recipe, section: ResourcesSection, cluster: dict[str
         return max(int(min(*rooms, most) + _LEAST), 1)
     workers, each = recipe.scaling.least, recipe.scaling.cpus_per_worker
     needed = {"CPU": workers * each}
-    with_gpus = recipe.scaling.gpu is True or (recipe.scaling.gpu == "auto" and cluster.get("GPU", 0) >= workers)
-    if with_gpus:
+    if _with_gpus(recipe, cluster):
         needed["GPU"] = float(workers)
     _refuse_too_much(needed, cluster)
     return int(min(*(cluster[name] / amount for name, amount in needed.items()), most) + _LEAST)

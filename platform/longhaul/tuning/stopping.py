@@ -12,13 +12,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
-from longhaul.tuning.history import EPOCH, KEY, SCORE, Direction, Past
+from longhaul.tuning.history import EPOCH, EPOCHS, KEY, SCORE, Direction, Past
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 _DIGITS = 6  # of an epoch; what is computed from steps is 0.3 for one trial and 0.30000000000000004 for another
 _HAIR = 1e-6  # epochs; a rung at 0.1 * 3 lies above 0.3
+_FAR = 10**6  # epochs; up to there are rungs: where a trial ends is its own, and one that ends at a rung still counts there
 
 
 def make_scheduler(
@@ -29,7 +30,7 @@ def make_scheduler(
     Args:
         stopping: the rule.
         direction: whether a high score is good or a low one.
-        epochs: what a trial trains at most.
+        epochs: what the longest trial trains at most; one whose config says `epochs` ends at those.
         past: all trials so far, with their scores; those among them that go on are not judged again for what they reported.
         forced: keys of cells that are never stopped; the others are measured against them all the same.
 
@@ -44,12 +45,12 @@ def make_scheduler(
     if stopping.least_epochs > epochs:
         problem = f"stopping.least_epochs {stopping.least_epochs:g}: trials train for {epochs:g} epochs"
         raise UserError(problem, f"Set stopping.least_epochs below {epochs:g}, or stopping.kind to none")
-    scheduler = EarlyStopping(_rule(stopping, direction, epochs), stopping, epochs, forced)
+    scheduler = EarlyStopping(_rule(stopping, direction), stopping, epochs, forced)
     scheduler.remember(past)
     return scheduler
 
 
-def _rule(stopping: AshaStopping | MedianStopping, direction: Direction, epochs: float) -> FIFOScheduler:
+def _rule(stopping: AshaStopping | MedianStopping, direction: Direction) -> FIFOScheduler:
     if isinstance(stopping, MedianStopping):
         return MedianStoppingRule(
             time_attr=EPOCH,
@@ -63,7 +64,7 @@ def _rule(stopping: AshaStopping | MedianStopping, direction: Direction, epochs:
         time_attr=EPOCH,
         metric=SCORE,
         mode=direction,
-        max_t=epochs,  # type: ignore[arg-type]  # any number will do
+        max_t=_FAR,
         grace_period=stopping.least_epochs,  # type: ignore[arg-type]
         reduction_factor=stopping.reduction,
         # Otherwise a trial that jumps over a rung is judged there later, by scores from different epochs.
@@ -84,7 +85,7 @@ class EarlyStopping(TrialScheduler):
     - The trials of earlier calls are told to the rule at the start (`remember`), so that its rungs and means are what they were.
     - A report at an epoch that a trial has reported before, in an earlier call or before it was restarted, is a replay: the trial
       has passed there, and goes on.
-    - At its last epoch a trial is never stopped: it still has to save and to test.
+    - At its own last epoch (`EPOCHS` of its config) a trial is never stopped: it still has to save and to test.
     - A score that is NaN or infinite is worse than all others and is not told to the rule: from `least_epochs` on the trial ends,
       if any other has come that far with a finite one.
     - Ray tells a trial's last result up to three times; the rule hears it once.
@@ -118,7 +119,8 @@ class EarlyStopping(TrialScheduler):
         if EPOCH not in result or SCORE not in result:
             return TrialScheduler.CONTINUE
         verdict = self._hear(self._seat(_key(trial)), result[EPOCH], result[SCORE])
-        ends_anyway = round(result[EPOCH], _DIGITS) >= self._last
+        last = trial.config.get(EPOCHS)
+        ends_anyway = round(result[EPOCH], _DIGITS) >= (self._last if last is None else round(last, _DIGITS))
         return TrialScheduler.CONTINUE if ends_anyway or _key(trial) in self._forced else verdict
 
     def on_trial_complete(self, tune_controller: TuneController | None, trial: Trial, result: dict[str, Any]) -> None:

@@ -191,6 +191,21 @@ def test_a_file_cut_short_is_named(root: Path, tmp_path: Path, name: str, share:
     assert refusal(folder).startswith(f"CIFAR-10 {folder / name}: broken (")
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "words"),
+    [
+        (b"J\x00\x0c\x00\x00", b"G@\xa8\x00\x00\x00\x00\x00\x00", "data: its shape is not of whole numbers"),
+        (b"U\x02u1", b"](U\x02u1e", "data: its values are list and not unsigned bytes"),
+    ],
+)
+def test_an_array_that_is_described_wrongly_is_named(root: Path, tmp_path: Path, good: bytes, bad: bytes, words: str) -> None:
+    folder = shutil.copytree(root, tmp_path / "copy")
+    whole = (root / "data_batch_4").read_bytes()
+    assert good in whole
+    (folder / "data_batch_4").write_bytes(whole.replace(good, bad, 1))
+    assert refusal(folder).startswith(f"CIFAR-10 {folder / 'data_batch_4'}: broken ({words})")
+
+
 def test_a_hostile_pickle_is_refused_and_not_run(root: Path, tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> Any:

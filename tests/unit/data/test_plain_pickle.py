@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import pickletools
@@ -99,6 +100,57 @@ def test_an_array_that_lies_about_its_size_is_refused() -> None:
     for lie in (4, -3, 2**31 - 1):
         with pytest.raises(ValueError, match=rf"its values are no {lie} x 4 bytes"):
             stored_bytes(load_plain(text.replace(rows, b"(J" + lie.to_bytes(4, "little", signed=True) + rows[6:])))
+
+
+def described(shape: Any = (3, 4), kind: Any = "u1", content: bytes = bytes(12)) -> bytes:
+    """A pickle of an array as its writer describes it, whatever that is."""
+    return pickle.dumps(_Described(shape, _Kind(kind), content), 2)
+
+
+class _Kind:
+    def __init__(self, name: Any) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return np.dtype, (self.name,)
+
+
+class _Described:
+    def __init__(self, *state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self) -> Any:
+        shape, kind, content = self.state
+        return np.ndarray, ((0,),), (1, shape, kind, False, content)
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_an_array_as_it_is_described_in_these_tests_is_read() -> None:
+    assert stored_bytes(load_plain(described())).tolist() == np.zeros((3, 4)).tolist()
+
+
+@pytest.mark.parametrize("shape", [(3.0, 4.0), ("a", 12), ((1,), 12), (True, 12), [3, 4], {3: 4}, 12, None, "abc"])
+def test_a_shape_that_is_not_of_whole_numbers_is_refused(shape: Any) -> None:
+    with pytest.raises(ValueError, match="its shape is not of whole numbers"):
+        stored_bytes(load_plain(described(shape=shape)))
+
+
+@pytest.mark.parametrize("kind", [["u1"], {}, ("u1",), None, 1, nested(300)])
+def test_a_kind_that_is_no_name_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"its values are \w+ and not unsigned bytes"):
+        stored_bytes(load_plain(described(kind=kind)))
+
+
+@pytest.mark.parametrize("shape", [(0, 2**70), (0, 2**62), (1,) * 70])
+def test_a_shape_that_numpy_cannot_count_is_refused(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        stored_bytes(load_plain(described(shape=shape, content=bytes(math.prod(shape)))))
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 4])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.insight.peak_memory import cpu_peak_mb
-from longhaul.insight.profile import FILE, Conditions, Profile, load_profile, profile, profile_run, save_profile
+from longhaul.insight.profile import FILE, Conditions, Profile, load_profile, profile, profile_run, save_profile, tf32_operations
 from longhaul.insight.timing import Timing, measure
 from longhaul.models.counting import MIB, count
 from longhaul.models.zoo import build_image_model
@@ -176,6 +176,34 @@ def test_a_run_is_profiled_by_its_recipe_and_its_profile_is_read_back(tmp_path: 
     assert load_profile(RunDirectory.open(run.uri)) == found
 
 
+def test_a_run_in_phases_is_profiled_at_the_last_ones_resolution(tmp_path: Path) -> None:
+    phases = "phases: [{name: small, set: {data.resolution: 32}}, {name: large, set: {data.resolution: 48}}]"
+    run = run_of(tmp_path, RECIPE.replace("training:", f"{phases}, training:"))
+    assert profile_run(run, Conditions("cpu", 2, budget_s=0.01)).shape == (3, 48, 48)
+
+
+@pytest.fixture
+def _torch_settings() -> Iterator[None]:
+    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [operation.fp32_precision for operation in operations]
+    yield
+    for operation, precision in zip(operations, before, strict=True):
+        operation.fp32_precision = precision
+
+
+@pytest.mark.usefixtures("_torch_settings")
+def test_which_operations_run_in_tf32_is_told_apart() -> None:
+    for products, convolutions, told in (
+        ("ieee", "ieee", ()),
+        ("ieee", "tf32", ("cudnn.conv",)),
+        ("tf32", "ieee", ("matmul",)),
+        ("tf32", "tf32", ("matmul", "cudnn.conv")),
+    ):
+        torch.backends.cuda.matmul.fp32_precision = products
+        torch.backends.cudnn.conv.fp32_precision = convolutions
+        assert tf32_operations() == told
+
+
 @pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: data.replace(b'"threads"', b'"thread"')])
 def test_a_damaged_profile_is_said_to_be_one(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
     run = run_of(tmp_path)
@@ -231,9 +259,9 @@ def test_the_median_is_that_of_torch_s_own_timer() -> None:
     from torch.utils.benchmark import Timer
 
     model = build_image_model(ModelSection(name="resnet18"), 10, 96).eval()
-    ours = profile(model, (3, 96, 96), Conditions("cpu", 4, budget_s=6)).batched.p50_ms
+    ours = profile(model, (3, 96, 96), Conditions("cpu", 4, budget_s=3)).batched.p50_ms
     images = torch.randn(4, 3, 96, 96)
     timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads())
     with torch.inference_mode():
-        theirs = 1e3 * timer.blocked_autorange(min_run_time=4).median
+        theirs = 1e3 * timer.blocked_autorange(min_run_time=2).median
     assert 0.5 < ours / theirs < 2

@@ -73,7 +73,7 @@ def test_a_cell_goes_from_planned_to_finished_and_each_step_is_written_and_shown
         ("paused", None, False, "planned", None),  # the sweep ends: it goes on at the next call
         ("failed", None, True, "failed", "why"),
         ("failed", STOPPED, False, "failed", "why"),
-        ("running", None, True, "planned", "its process was lost; the same command goes on with it"),
+        ("running", None, True, "failed", "its process died at every attempt (out of memory?); the same command tries it again"),
         ("cancelled", None, False, "stopped", "cancelled by request"),
         ("cancelled", STOPPED, False, "stopped", "cancelled by request"),
     ],
@@ -90,8 +90,8 @@ def test_how_a_cell_stands_after_its_trial_follows_from_its_run(
 
 def test_time_is_charged_at_the_prices_of_what_the_cell_takes(sweep: Sweep) -> None:
     sweep.cell.gpus = 0.5
-    sweep.board.spent(sweep.cell, 1800.0)
-    sweep.board.spent(sweep.cell, 1800.0)
+    for _ in range(2):
+        sweep.board.spent(sweep.cell, 1800.0, {"CPU": 2.0, "GPU": 0.5})
     assert sweep.cell.seconds == 3600.0
     assert sweep.state.dollars == pytest.approx(2 * 1.0 + 0.5 * 10.0)
 

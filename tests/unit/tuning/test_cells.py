@@ -109,6 +109,13 @@ def test_every_field_of_a_recipe_is_decided_on(makers: dict[str, CellMaker]) -> 
     assert {path for path in NO_PART_OF_RESULT if not any(f"{field}.".startswith(f"{path}.") for field in classifier)} == set()
 
 
+def test_what_the_network_learns_from_is_always_part_of_the_key() -> None:
+    sections = {"seed", "workload", "model", "training", "phases"}
+    assert {path for path in NO_PART_OF_RESULT if path.split(".")[0] in sections} == set()
+    assert {path for path in NO_PART_OF_RESULT if path.startswith("data")} == {"data.root", "data.loader_workers"}
+    assert {"scaling.workers", "validation.every", "checkpoints.every"}.isdisjoint(NO_PART_OF_RESULT)
+
+
 @pytest.mark.parametrize("schedule", ["step", "multistep", "exponential", "plateau", "onecycle", "cosine"])
 def test_each_schedule_is_another_cell_and_so_is_each_of_its_values(makers: dict[str, CellMaker], schedule: str) -> None:
     needed = {"onecycle": {"max_lr": 0.1}, "multistep": {"milestones": ["1 epochs"]}}.get(schedule, {})

@@ -59,7 +59,8 @@ def test_the_closure_holds_what_decides_numbers_and_no_more() -> None:
     assert {f"longhaul.{room}.{module}" for room, names in rooms.items() for module in names} <= modules
     absent = ("training.record", "training.trackers", "training.deepspeed_engine", "workloads.detection", "models.faster_rcnn")
     assert modules.isdisjoint(f"longhaul.{module}" for module in (*absent, "data.cifar10", "models.small_cnns", "errors"))
-    assert {name.split(".")[1] for name in modules} <= {"data", "models", "signals", "workloads", "training"}
+    assert {name.split(".")[1] for name in modules} <= {"data", "models", "signals", "workloads", "training", "recipe"}
+    assert {name for name in modules if ".recipe" in name} == {"longhaul.recipe.duration", "longhaul.recipe.phases"}
 
 
 def test_a_detector_depends_on_its_own_modules() -> None:
@@ -133,7 +134,7 @@ def test_without_sources_the_package_s_version_stands_for_them(tmp_path: Path) -
 
 def test_libraries_are_told_without_local_part_and_their_change_is_named() -> None:
     now = code_version(_recipe())
-    assert set(now.libraries) == {"torch", "torchvision", "timm", "numpy"}
+    assert set(now.libraries) == {"torch", "torchvision", "timm", "numpy", "pillow"}
     assert all(len(number.split(".")) == 3 and "+" not in number for number in now.libraries.values())
     before = CodeVersion("", now.modules, {**now.libraries, "torch": "1.0.0"})
     assert changed(before, now) == [f"torch 1.0.0 -> {now.libraries['torch']}"]

@@ -70,7 +70,11 @@ def test_as_many_train_at_once_as_never_wait_for_each_other() -> None:
 
 
 def _state(*standings: Standing, hours: float = 0.0, dollars: float = 0.0) -> SweepState:
-    cells = [CellRecord(key=str(i), coordinates={}, recipe="", standing=standing) for i, standing in enumerate(standings)]
+    begun = ("running", "finished", "stopped", "failed")
+    cells = [
+        CellRecord(key=str(i), coordinates={}, recipe="", standing=standing, begun=standing in begun)
+        for i, standing in enumerate(standings)
+    ]
     return SweepState(name="s", goal="val/top1", direction="max", cells=cells, hours=hours, dollars=dollars)
 
 
@@ -94,7 +98,7 @@ def test_the_trials_that_the_budget_has_room_for_train_to_their_end_and_no_more_
 def test_a_cell_that_was_paused_goes_on_without_costing_another_trial() -> None:
     budget = Budget(BudgetSection(trials=1))
     state = _state("planned", "planned")
-    state.cells[0].steps = 10
+    state.cells[0].begun = True
     assert budget.over(state) is None
     assert [budget.allows(state, cell) for cell in state.cells] == [True, False]
     assert Budget(BudgetSection()).allows(state, state.cells[1])

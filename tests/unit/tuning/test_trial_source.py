@@ -12,6 +12,7 @@ from sweep_maker import make_search
 
 from longhaul.recipe import parse
 from longhaul.recipe.sweep import BudgetSection
+from longhaul.resilience.lease import lease
 from longhaul.resilience.requests import answered, asked
 from longhaul.resilience.run_directory import Summary
 from longhaul.resilience.sweep_directory import CellRecord
@@ -94,8 +95,9 @@ def test_a_trial_is_ordered_heard_and_ended(sweep: Sweep) -> None:
     assert sweep.source.suggest("v") == Searcher.FINISHED
 
 
-def test_what_tune_ends_before_its_time_is_stopped_with_the_reason(sweep: Sweep) -> None:
+def test_what_the_rule_ends_before_its_time_is_stopped_with_the_reason(sweep: Sweep) -> None:
     sweep.source.suggest("t")
+    sweep.source.condemn("t", result(sweep.cells[1], 1.0, 5.0))
     sweep.leave(0, "finished")
     sweep.leave(1, "paused")
     sweep.source.on_trial_complete("t", result(sweep.cells[1], 1.0, 5.0))
@@ -110,11 +112,11 @@ def test_after_a_fold_that_failed_the_others_wait_for_the_next_call(sweep: Sweep
     assert sweep.planner.ends == [("t", True)]
 
 
-def test_a_process_that_is_lost_leaves_its_cells_to_go_on(sweep: Sweep) -> None:
+def test_a_process_that_always_dies_fails_its_cell_and_leaves_the_others_to_go_on(sweep: Sweep) -> None:
     sweep.source.suggest("t")
     sweep.leave(0, "running")
     sweep.source.on_trial_complete("t", None, error=True)
-    assert [cell.standing for cell in sweep.cells[:2]] == ["planned", "planned"]
+    assert [cell.standing for cell in sweep.cells[:2]] == ["failed", "planned"]
     assert sweep.planner.ends == [("t", True)]
 
 
@@ -122,7 +124,8 @@ def test_at_the_end_what_runs_is_asked_to_pause_and_stays_planned(sweep: Sweep) 
     sweep.source.suggest("t")
     sweep.leave(0, "running")
     sweep.source.end("enough")
-    sweep.source.look()
+    with lease(sweep.directory.run("cell-0"), sweep.directory.storage.uri):
+        sweep.source.look()
     request = asked(sweep.directory.run("cell-0"))
     assert request is not None
     assert request.kind == "pause"

@@ -83,7 +83,14 @@ class Maps:
         return np.abs(self.values)
 
 
-def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, integration: Integration | None = None) -> Maps:
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    method: Method,
+    integration: Integration | None = None,
+    layer: str | None = None,
+) -> Maps:
     """The maps of one method.
 
     Args:
@@ -92,12 +99,13 @@ def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, i
         targets: (N,) int64, the class of each to explain.
         method: which.
         integration: of integrated gradients.
+        layer: that Grad-CAM looks at; None: the deepest that suits the images' resolution (`grad_cam_layer`).
 
     Raises:
-        UserError: the network has no layer for Grad-CAM.
+        UserError: the network has no layer for Grad-CAM, or not this one.
     """
     if method == "gradcam":
-        return _grad_cam(model, images, targets)
+        return _grad_cam(model, images, targets, layer)
     if method == "saliency":
         return _saliency(model, images, targets)
     return _integrated_gradients(model, images, targets, integration or Integration())
@@ -111,8 +119,8 @@ def probabilities(model: nn.Module, images: Tensor) -> Floats:
     return torch.cat(answers).cpu().numpy()
 
 
-def _grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> Maps:
-    layer = grad_cam_layer(model, images.shape[-1])
+def _grad_cam(model: nn.Module, images: Tensor, targets: Tensor, named: str | None) -> Maps:
+    layer = grad_cam_layer(model, images.shape[-1], named=named)
     found = []
     with evaluating(model), tapped(layer) as tap:
         method = LayerGradCam(model, tap)

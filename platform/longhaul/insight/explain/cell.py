@@ -1,8 +1,8 @@
 """The explanation of one trained run: a few of its test images, every method, checked, drawn and kept with the run (`record`).
 
 The images are the same in all runs over the same data: they are chosen by id. Each map explains the true class, so that all
-runs are asked the same question whatever they answer. An explanation that is there already, of the same weights and with the
-same settings, is not computed again.
+runs are asked the same question whatever they answer. An explanation that is there already, whole, of the same weights and with
+the same settings, is not computed again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from torch import Tensor, nn
 
 from longhaul.data.images import LabelledImages
 from longhaul.data.preprocess import ImagePreprocess
-from longhaul.errors import UserError
+from longhaul.errors import IntegrityError, UserError, first_line
 from longhaul.insight.explain.attribution import METHODS, Floats, Maps, Method, explain, probabilities
 from longhaul.insight.explain.consistency import GRID, to_grid
-from longhaul.insight.explain.record import ExplainedImage, Explanation, Kept, MethodReport, load_explanation, save
+from longhaul.insight.explain.layers import grad_cam_layer
+from longhaul.insight.explain.record import ExplainedImage, Explanation, Kept, MethodReport, load_explanation, load_kept, save
 from longhaul.insight.explain.run_pictures import draw
 from longhaul.insight.explain.sanity import by_method, sanity_check
+from longhaul.insight.trained_recipe import trained_recipe
+from longhaul.models.zoo import build_image_model
 from longhaul.recipe import Recipe
+from longhaul.recipe.networks import ModelSection
+from longhaul.recipe.phases import resolve
 from longhaul.resilience.checkpoint import load_weights
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training.stage import with_weights
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 IMAGES = 8
 SHOWN_PX = 96
 """Largest side of images and maps that are kept to be shown."""
+_SOME_CLASSES = 2  # their number changes nothing about the layers before the head
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,14 @@ class Subject:
     device: torch.device
 
 
-def explain_run(run: RunDirectory, images: int = IMAGES, methods: Sequence[Method] = METHODS, seed: int = 0) -> Explanation:
+def explain_run(
+    run: RunDirectory,
+    images: int = IMAGES,
+    methods: Sequence[Method] = METHODS,
+    seed: int = 0,
+    *,
+    layer: str | None = None,
+) -> Explanation:
     """Explain the best model of a finished run on a few of its test images, and keep all of it with the run.
 
     Args:
@@ -59,20 +72,54 @@ def explain_run(run: RunDirectory, images: int = IMAGES, methods: Sequence[Metho
         images: how many; stratified by class.
         methods: which.
         seed: of the choice of images, by their ids alone, and of the sanity check.
+        layer: that Grad-CAM looks at, such as `common_layer` of the runs that this one is compared with; None: the deepest
+            that suits this run's resolution.
 
     Raises:
         UserError: the run is not finished or no classifier, or its data are gone.
     """
     subject = open_subject(run)
     samples = subject.test.at(choose_images(subject.test, images, seed))
-    former = load_explanation(run)
-    if former is not None and _answers(former, subject, samples.ids, methods, seed):
+    former = _whole(run)
+    if former is not None and _answers(former, subject, samples.ids, methods, seed, layer):
         return former
     pictures = [samples.open(i) for i in range(len(samples))]
     labels = list(samples.labels)
-    explanation, kept = explain_pictures(subject, pictures, samples.ids, labels, labels, methods, seed)
-    save(run, explanation, kept, draw(explanation, kept))
-    return explanation
+    explanation, kept = explain_pictures(subject, pictures, samples.ids, labels, labels, methods, seed, layer)
+    return save(run, explanation, kept, draw(explanation, kept))
+
+
+def common_layer(runs: Sequence[RunDirectory]) -> str:
+    """The layer that Grad-CAM looks at in all runs of one network at several resolutions, so that their maps can be compared.
+
+    It is the deepest that still has `LEAST_SIDE` cells along a side at the lowest resolution; where none has, the next
+    resolution decides, and Grad-CAM says nothing at those below. Neither weights nor data are read.
+
+    Raises:
+        UserError: the network has no such layer at any of the resolutions, or the runs are none of a classifier.
+    """
+    problems = []
+    for recipe in sorted((_classifier_recipe(run) for run in runs), key=lambda one: one.data.resolution):
+        side = recipe.data.resolution
+        assert isinstance(recipe.model, ModelSection)  # `_classifier_recipe` has seen to it
+        bare = recipe.model.model_copy(update={"pretrained": False, "weights": None})
+        try:
+            with torch.device("meta"):
+                return grad_cam_layer(build_image_model(bare, _SOME_CLASSES, side), side).name
+        except (UserError, RuntimeError) as error:  # RuntimeError: a network that needs data to find its way through
+            problems.append(f"{side} px: {first_line(error)}")
+    raise UserError(f"no layer for Grad-CAM ({'; '.join(problems)})", "Take another method: integrated_gradients, saliency")
+
+
+def common_layer_or_none(runs: Sequence[RunDirectory], methods: Sequence[Method]) -> str | None:
+    """`common_layer`; None where Grad-CAM is not asked for or has none, which its part of each explanation says."""
+    if "gradcam" not in methods:
+        return None
+    try:
+        return common_layer(runs)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
 
 
 def open_subject(run: RunDirectory) -> Subject:
@@ -81,15 +128,14 @@ def open_subject(run: RunDirectory) -> Subject:
     Raises:
         UserError: as `explain_run`.
     """
-    recipe, summary = run.recipe(), run.summary()
-    if recipe.workload.kind != "classification":
-        problem = f"run {run.name}: is of kind {recipe.workload.kind}; only classifiers are explained"
-        raise UserError(problem, "Give a run of workload.kind: classification; see `longhaul runs ls`")
+    _classifier_recipe(run)
+    summary = run.summary()
     if summary.status != "finished":
         fix = f"Let it finish first: longhaul train {run.uri}/recipe.yaml --name {run.name}"
         raise UserError(f"run {run.name}: is not finished, it is {summary.status}", fix)
-    workload = Classification(recipe)
     weights = load_weights(run, "best")
+    recipe = resolve(run.recipe())[weights.phase]
+    workload = Classification(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.scaling.gpu is not False else "cpu")
     model = with_weights(workload, weights).to(device).eval()
     return Subject(run, recipe, model, weights.checkpoint, workload.splits.test, device)
@@ -122,6 +168,7 @@ def explain_pictures(
     targets: Sequence[int] | None,
     methods: Sequence[Method],
     seed: int,
+    layer: str | None = None,
 ) -> tuple[Explanation, Kept]:
     """Explain any pictures; nothing is written.
 
@@ -133,6 +180,7 @@ def explain_pictures(
         targets: the classes to explain; None: what the model answers.
         methods: which.
         seed: of the sanity check.
+        layer: that Grad-CAM looks at; None: the deepest that suits.
     """
     preprocess = subject.test.preprocess
     images = torch.stack([preprocess(picture) for picture in pictures]).to(subject.device)
@@ -142,15 +190,18 @@ def explain_pictures(
     kept, reports = Kept(_as_shown(pictures, preprocess)), []
     for method in methods:
         try:
-            maps = explain(subject.model, images, asked, method)
-        except UserError as error:  # the other methods still say something
-            log.warning("%s: %s", subject.run.name, error)
-            reports.append(MethodReport(method=method, problem=error.problem))
+            maps = explain(subject.model, images, asked, method, layer=layer)
+            reports.append(_report(maps, subject.model, images, asked, seed))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # not the network's fault: another attempt may succeed
+            raise
+        except (UserError, RuntimeError) as error:  # the other methods still say something
+            log.warning("%s: %s: %s", subject.run.name, method, error)
+            problem = error.problem if isinstance(error, UserError) else first_line(error)
+            reports.append(MethodReport(method=method, problem=problem, layer=layer if method == "gradcam" else None))
             continue
         side = kept.images.shape[1]
         kept.grid[method] = to_grid(maps.strength)
         kept.shown[method] = _scaled(to_grid(maps.values, side)).astype(np.float16)
-        reports.append(_report(maps, subject.model, images, asked, seed))
     told = [
         ExplainedImage(id=id_, label=label, target=int(target), answer=int(answer), probability=float(row[answer]))
         for id_, label, target, answer, row in zip(ids, labels, asked.tolist(), best, answers, strict=True)
@@ -170,15 +221,41 @@ def explain_pictures(
     return explanation, kept
 
 
-def _answers(former: Explanation, subject: Subject, ids: Sequence[str], methods: Sequence[Method], seed: int) -> bool:
-    """Whether a former explanation is the one that is asked for."""
-    same = (former.checkpoint, former.data, former.seed, former.grid) == (
-        subject.checkpoint,
-        subject.test.fingerprint,
-        seed,
-        GRID,
-    )
-    return same and [image.id for image in former.images] == list(ids) and {r.method for r in former.methods} >= set(methods)
+def _classifier_recipe(run: RunDirectory) -> Recipe:
+    """That of the phase whose weights are explained."""
+    recipe = trained_recipe(run)
+    if recipe.workload.kind != "classification":
+        problem = f"run {run.name}: is of kind {recipe.workload.kind}; only classifiers are explained"
+        raise UserError(problem, "Give a run of workload.kind: classification; see `longhaul runs ls`")
+    return recipe
+
+
+def _whole(run: RunDirectory) -> Explanation | None:
+    """A former explanation whose maps are there and are its own."""
+    former = load_explanation(run)
+    try:
+        if former is not None:
+            load_kept(run)
+    except (IntegrityError, UserError) as error:
+        log.warning("%s; it is explained anew", error)
+        return None
+    return former
+
+
+def _answers(
+    former: Explanation, subject: Subject, ids: Sequence[str], methods: Sequence[Method], seed: int, layer: str | None
+) -> bool:
+    """Whether a former explanation is the one that is asked for; it may have more methods."""
+    was = (former.checkpoint, former.data, former.resolution, former.seed, former.grid)
+    now = (subject.checkpoint, subject.test.fingerprint, subject.test.preprocess.resolution, seed, GRID)
+    by_name = {report.method: report for report in former.methods}
+    if was != now or [image.id for image in former.images] != list(ids) or not by_name.keys() >= set(methods):
+        return False
+    if "gradcam" not in methods:
+        return True
+    looked = by_name["gradcam"]
+    wanted = grad_cam_layer(subject.model, former.resolution).name if layer is None and looked.problem is None else layer
+    return looked.layer == wanted
 
 
 def _report(maps: Maps, model: nn.Module, images: Tensor, targets: Tensor, seed: int) -> MethodReport:
@@ -191,7 +268,7 @@ def _report(maps: Maps, model: nn.Module, images: Tensor, targets: Tensor, seed:
         incomplete=0 if done is None else int((~done).sum()),
         worst_error=None if maps.error is None else float(maps.error.max()),
         most_steps=None if maps.steps is None else int(maps.steps.max()),
-        sanity=sanity_check(by_method(maps.method), model, images, targets, seed=seed),
+        sanity=sanity_check(by_method(maps.method, maps.layer), model, images, targets, seed=seed),
     )
 
 

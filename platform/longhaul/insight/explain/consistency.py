@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import rankdata, t
 
 from longhaul.errors import UserError
 
@@ -24,7 +24,9 @@ GRID = 16
 """Cells along a side of the common grid."""
 TOP_PERCENT = (10, 20)
 CONFIDENCE = 0.95
-_RESAMPLES = 2000
+RANKS, SHARES = (-1.0, 1.0), (0.0, 1.0)
+"""What a rank correlation and an IoU can be."""
+_FEWEST = 3  # images; of two the factor is 12.7, and the interval says nothing but that
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,7 +36,8 @@ class Estimate(BaseModel):
 
     Attributes:
         mean: itself.
-        low, high: its 95 % confidence interval, by bootstrap over the images; None for a single image.
+        low, high: its 95 % confidence interval by Student's t, as of images drawn at random with values about normal, cut where
+            the values end; a bootstrap would cover too little of so few. None below 3 images.
         chance: the mean over pairs of different images; None for a single image.
         images: (N,) the value of each.
     """
@@ -78,17 +81,16 @@ def to_grid(maps: npt.NDArray[np.floating], cells: int = GRID) -> npt.NDArray[np
     return averaged.astype(np.float32)
 
 
-def agreement(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], seed: int = 0) -> Agreement:
+def agreement(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Agreement:
     """Compare maps (N, G, G) of strength on one grid, image by image, and with chance.
 
     Args:
         first: of N images.
         second: of the same images at another resolution, or by another model.
-        seed: of the bootstrap.
     """
     one, two = first.reshape(len(first), -1), second.reshape(len(second), -1)
-    correlation = estimate(rank_correlations(one, two), seed)
-    overlap = {percent: estimate(top_ious(one, two, percent), seed) for percent in TOP_PERCENT}
+    correlation = estimate(rank_correlations(one, two), RANKS)
+    overlap = {percent: estimate(top_ious(one, two, percent), SHARES) for percent in TOP_PERCENT}
     return Agreement(rank_correlation=correlation, top_iou=overlap)
 
 
@@ -117,22 +119,16 @@ def top_region(maps: npt.NDArray[np.floating], percent: float) -> npt.NDArray[np
     return np.asarray((maps >= weakest) & (maps > maps.min(axis=1, keepdims=True)))
 
 
-def estimate(pairs: Floats, seed: int) -> Estimate:
-    """The diagonal of (N, N) with its confidence, and the rest of it as chance."""
+def estimate(pairs: Floats, bounds: tuple[float, float]) -> Estimate:
+    """The diagonal of (N, N) with its confidence, and the rest of it as chance; no value lies outside `bounds`."""
     same, count = np.diag(pairs), len(pairs)
-    values = tuple(float(value) for value in same)
-    if count < 2:
-        return Estimate(mean=float(same.mean()), low=None, high=None, chance=None, images=values)
-    chance = float((pairs.sum() - same.sum()) / (count * (count - 1)))
-    spread = bootstrap(
-        (same,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(mean=float(same.mean()), low=float(spread.low), high=float(spread.high), chance=chance, images=values)
+    mean, values = float(same.mean()), tuple(float(value) for value in same)
+    chance = float((pairs.sum() - same.sum()) / (count * (count - 1))) if count > 1 else None
+    if count < _FEWEST:
+        return Estimate(mean=mean, low=None, high=None, chance=chance, images=values)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * same.std(ddof=1) / np.sqrt(count))
+    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    return Estimate(mean=mean, low=low, high=high, chance=chance, images=values)
 
 
 def _overlaps(pixels: int, cells: int) -> Floats:

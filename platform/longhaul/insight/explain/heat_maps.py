@@ -7,6 +7,7 @@ Colours are those of Okabe and Ito, readable with any colour vision; right and w
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,10 +63,12 @@ def panels_picture(
     """
     signed = [panel.signed for row in rows for panel in row if panel.heat is not None]
     kinds = sorted(set(signed))
-    width, height = len(columns) * _CELL_IN + 0.9 + 0.6 * len(kinds), len(rows) * (_CELL_IN + 0.12) + 1.0
-    figure = Figure(figsize=(max(width, 4.5), height), layout="constrained", dpi=_DPI)
-    figure.suptitle(title, fontsize=11)
-    figure.supxlabel(f"{note}; each map by its own scale", fontsize=8, color="#555555")
+    width = max(len(columns) * _CELL_IN + 0.9 + 0.6 * len(kinds), 4.5)
+    above, below = _folded(title, width, 11), _folded(f"{note}; each map by its own scale", width, 8)
+    more_lines = above.count("\n") * 0.22 + below.count("\n") * 0.16
+    figure = Figure(figsize=(width, len(rows) * (_CELL_IN + 0.12) + 1.0 + more_lines), layout="constrained", dpi=_DPI)
+    figure.suptitle(above, fontsize=11)
+    figure.supxlabel(below, fontsize=8, color="#555555")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for place, row in enumerate(rows):
         for column, panel in enumerate(row):
@@ -105,6 +108,12 @@ def overlay(image: Pixels, heat: Floats, *, signed: bool) -> Floats:
     opacity = _OPAQUE * np.abs(share)[..., None]
     mixed: Floats = (1 - opacity) * grey[..., None] + opacity * colour
     return mixed
+
+
+def _folded(text: str, width: float, points: float) -> str:
+    """The text in lines that fit `width` inches in a letter's size; a letter takes 0.55 of its height, more than on average."""
+    plain = text.replace("$", r"\$")
+    return textwrap.fill(plain, max(int(width * 72 / (0.55 * points)), 1))
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

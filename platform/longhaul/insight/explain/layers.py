@@ -11,9 +11,13 @@ first is taken that
 At their usual resolutions this gives the layers that people name by hand: VGG `features`, ResNet `layer4`, MobileNet and
 EfficientNet the end of `blocks` or of the last convolution, ConvNeXt `stages`.
 
+The rule moves with the resolution (ResNet-18: `layer2` at 32 px, `layer4` at 128 px), and maps of two layers are two questions.
+Where several resolutions of one network are compared, `cell.common_layer` therefore takes the one of the lowest for all.
+
 Transformers on tokens (ViT) are the exception, told by what `forward_features` gives: (N, tokens, width). For them it is
 `norm1` of the last block, its patch tokens laid out as a grid without the class token; after that block's attention patch
-tokens no longer influence a class token. So do J. Gildenblat and others' grad-cam package and its `reshape_transform`. The
+tokens no longer influence a class token. How many tokens there are in front is told by what `norm1` gives: XCiT and CaiT put
+the class token in after the blocks. So do J. Gildenblat and others' grad-cam package and its `reshape_transform`. The
 grid is that of the patches, whatever its side.
 """
 
@@ -33,6 +37,7 @@ from longhaul.errors import UserError
 Layout = Literal["channels first", "channels last", "tokens"]
 LEAST_SIDE = 4
 """Cells along a side of the smallest map that says where."""
+_LEAST_PATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -54,25 +59,35 @@ class GradCamLayer:
     prefix: int = 0
 
 
-def grad_cam_layer(model: nn.Module, resolution: int, least_side: int = LEAST_SIDE) -> GradCamLayer:
+def grad_cam_layer(model: nn.Module, resolution: int, least_side: int = LEAST_SIDE, named: str | None = None) -> GradCamLayer:
     """The layer of `model`, from (N, 3, resolution, resolution) to logits, that Grad-CAM looks at.
 
+    Args:
+        model: the network.
+        resolution: in pixels.
+        least_side: cells along a side that the layer must have.
+        named: look at this one and no other, as where maps of several resolutions are compared.
+
     Raises:
-        UserError: it has none.
+        UserError: it has none, or the one that is named does not suit.
     """
     reference = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, resolution, resolution, device=reference.device, dtype=reference.dtype)
     with evaluating(model):
         outputs, features = _trace(model, image)
         if features.dim() == 3:
-            return _token_layer(model, outputs, features)
-        for name, shape, layout in reversed(outputs):
-            side = shape[2]  # square in both layouts
-            if side >= least_side and _everything_passes(model, model.get_submodule(name), image):
-                return GradCamLayer(name, model.get_submodule(name), layout, side)
-    problem = f"Grad-CAM: {type(model).__name__} at {resolution} px has no map of {least_side} x {least_side} cells or more"
+            layer = _token_layer(model, outputs, features)
+            if named in (None, layer.name):
+                return layer
+        else:
+            for name, shape, layout in reversed(outputs):
+                side = 0 if layout == "tokens" else shape[2]  # square in both layouts
+                asked = named in (None, name) and side >= least_side
+                if asked and _everything_passes(model, model.get_submodule(name), image):
+                    return GradCamLayer(name, model.get_submodule(name), layout, side)
+    wanted = f"map of {least_side} x {least_side} cells or more" + ("" if named is None else f" in {named}")
     raise UserError(
-        f"{problem} that its whole answer passes through",
+        f"Grad-CAM: {type(model).__name__} at {resolution} px has no {wanted} that its whole answer passes through",
         "Take a higher resolution, or another method: integrated_gradients, saliency",
     )
 
@@ -119,7 +134,7 @@ _Output = tuple[str, tuple[int, ...], Layout]
 
 
 def _trace(model: nn.Module, image: Tensor) -> tuple[list[_Output], Tensor]:
-    """Names, shapes and layouts of square maps in the feature extractor, in the order of their end; and what it gives."""
+    """Names, shapes and layouts of square maps and of tokens in the feature extractor, as they end; and what it gives."""
     outputs: list[_Output] = []
     handles = [module.register_forward_hook(_recorder(name, outputs)) for name, module in model.named_modules() if name]
     extractor = getattr(model, "forward_features", model)
@@ -135,7 +150,11 @@ def _trace(model: nn.Module, image: Tensor) -> tuple[list[_Output], Tensor]:
 def _recorder(name: str, outputs: list[_Output]) -> Callable[[nn.Module, object, object], None]:
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         # An identity repeats the map before it; adaptive pooling may blow a map of 1 x 1 up to one that is the same everywhere.
-        if not isinstance(output, Tensor) or output.dim() != 4 or isinstance(module, nn.Identity | nn.AdaptiveAvgPool2d):
+        if not isinstance(output, Tensor) or isinstance(module, nn.Identity | nn.AdaptiveAvgPool2d):
+            return
+        if output.dim() == 3:
+            outputs.append((name, tuple(output.shape), "tokens"))
+        if output.dim() != 4:
             return
         _, first, height, last = output.shape
         if height == last:
@@ -159,14 +178,15 @@ def _everything_passes(model: nn.Module, module: nn.Module, image: Tensor) -> bo
 
 def _token_layer(model: nn.Module, outputs: list[_Output], features: Tensor) -> GradCamLayer:
     blocks = getattr(model, "blocks", None)
-    blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
-    norm = getattr(blocks[-1], "norm1", None) if blocks else None
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    patches = features.shape[1] - prefix
-    side = math.isqrt(max(patches, 0))
-    if norm is None or side * side != patches or side < 2:
-        raise UserError(
-            f"Grad-CAM: {type(model).__name__} has {features.shape[1]} tokens that make no square grid, or no last norm1",
-            "Take another method: integrated_gradients, saliency",
-        )
-    return GradCamLayer(f"blocks.{len(blocks) - 1}.norm1", norm, "tokens", side, prefix)
+    last = len(blocks) - 1 if isinstance(blocks, nn.Sequential | nn.ModuleList) else -1
+    name = f"blocks.{last}.norm1"
+    counts = [shape[1] for found, shape, layout in outputs if found == name and layout == "tokens"]
+    if counts:
+        # XCiT and CaiT put the class token in after the blocks, so that not all of the answer's tokens pass the layer.
+        prefix = max(int(getattr(model, "num_prefix_tokens", 0)) - (features.shape[1] - counts[-1]), 0)
+        patches = counts[-1] - prefix
+        side = math.isqrt(max(patches, 0))
+        if side * side == patches and side >= _LEAST_PATCHES:
+            return GradCamLayer(name, model.get_submodule(name), "tokens", side, prefix)
+    told = f"{counts[-1]} tokens in {name}, which make no square grid" if counts else "tokens, and no norm1 in a last block"
+    raise UserError(f"Grad-CAM: {type(model).__name__} has {told}", "Take another method: integrated_gradients, saliency")

@@ -8,8 +8,9 @@ from pathlib import Path
 from longhaul.data.pictures import open_picture
 from longhaul.data.preprocess import to_rgb
 from longhaul.errors import UserError
+from longhaul.insight.explain.across import one_model
 from longhaul.insight.explain.attribution import METHODS, Method
-from longhaul.insight.explain.cell import explain_pictures, open_subject
+from longhaul.insight.explain.cell import common_layer_or_none, explain_pictures, open_subject
 from longhaul.insight.explain.record import Explanation, Kept
 from longhaul.resilience.run_directory import RunDirectory
 
@@ -28,17 +29,19 @@ def explain_file(
         seed: of the sanity check.
 
     Raises:
-        UserError: the file is missing or broken, the classes differ, or as `explain_run`.
+        UserError: the file is missing or broken, the classes differ, the runs are of several models or two of them at one
+            resolution, or as `explain_run`.
     """
     if not file.is_file():
         raise UserError(f"image {file}: no such file", "Give a PNG, JPEG or another picture")
     picture = open_picture(file, "image", to_rgb, "Give another picture")
-    subjects = sorted((open_subject(run) for run in runs), key=lambda one: one.recipe.data.resolution, reverse=True)
+    subjects = [open_subject(run) for run in reversed(one_model(runs))]
+    layer = common_layer_or_none(runs, methods)
     found: list[tuple[Explanation, Kept]] = []
     for subject in subjects:
         if subject.test.classes != subjects[0].test.classes:
             problem = f"runs {subjects[0].run.name} and {subject.run.name}: have other classes"
             raise UserError(problem, "Give runs over the same data")
         asked = [found[0][0].images[0].target] if found else None
-        found.append(explain_pictures(subject, [picture], [file.name], [None], asked, methods, seed))
+        found.append(explain_pictures(subject, [picture], [file.name], [None], asked, methods, seed, layer))
     return [explanation for explanation, _ in reversed(found)], [kept for _, kept in reversed(found)]

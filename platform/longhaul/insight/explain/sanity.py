@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from longhaul.insight.explain.attribution import Floats, Integration, Method, explain
-from longhaul.insight.explain.consistency import Estimate, estimate, rank_correlations, to_grid
+from longhaul.insight.explain.consistency import RANKS, Estimate, estimate, rank_correlations, to_grid
 
 BOUND = 0.5
 """Largest mean rank correlation that counts as another map."""
@@ -56,12 +56,12 @@ class SanityCheck(BaseModel):
     between_images: float | None
 
 
-def by_method(method: Method) -> Mapping:
-    """The strength of a method's maps, for `sanity_check`."""
+def by_method(method: Method, layer: str | None = None) -> Mapping:
+    """The strength of a method's maps, for `sanity_check`; `layer` as in `explain`."""
 
     def strength(model: nn.Module, images: Tensor, targets: Tensor) -> Floats:
         few = Integration(first_steps=_FEW_STEPS, most_steps=_FEW_STEPS)
-        return explain(model, images, targets, method, few).strength
+        return explain(model, images, targets, method, few, layer).strength
 
     return strength
 
@@ -85,9 +85,9 @@ def sanity_check(
     for share in shares:
         count = max(round(share * len(layers)), 1)
         maps = _cells(mapping(randomised(model, count, seed), images, targets))
-        stages.append(Randomised(layers=count, rank_correlation=estimate(rank_correlations(trained, maps), seed)))
+        stages.append(Randomised(layers=count, rank_correlation=estimate(rank_correlations(trained, maps), RANKS)))
     passes = abs(stages[-1].rank_correlation.mean) <= BOUND
-    shared = estimate(rank_correlations(trained, trained), seed).chance
+    shared = estimate(rank_correlations(trained, trained), RANKS).chance
     return SanityCheck(stages=tuple(stages), bound=BOUND, passes=passes, between_images=shared)
 
 

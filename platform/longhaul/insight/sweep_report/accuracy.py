@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from longhaul.insight.curves import CYCLE
 from longhaul.insight.sweep_report.cells import Cell, families, models
 from longhaul.insight.sweep_report.groups import Group, Spread, grouped, test_metric
-from longhaul.insight.sweep_report.look import CYCLE, MARKERS, dress, panels, resolution_axis
+from longhaul.insight.sweep_report.look import MARKERS, dress, mark, panels, resolution_axis
 
 
 def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
@@ -18,6 +19,7 @@ def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
 
     Validation scores are solid lines, test results dashed ones. A cell that has not been trained to its end is a hollow mark
     where it stood; marks far below the finished ones are left out. Over folds: the mean, one standard deviation either way.
+    Of a search each trial is a point of its model's colour: nothing joins trials that differ in more than the resolution.
 
     Args:
         cells: of a sweep.
@@ -30,7 +32,11 @@ def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
     shown = families([group.first for group in measured])
     figure, grid = panels(len(shown))
     for family, axes in zip(shown, grid, strict=True):
-        _draw_family(axes, [group for group in measured if group.first.family == family], goal)
+        mine = [group for group in measured if group.first.family == family]
+        if any(group.first.trial is not None for group in mine):
+            _draw_trials(axes, mine)
+        else:
+            _draw_family(axes, mine, goal)
         dress(axes, title=family, y=goal, metric=goal)
         resolution_axis(axes, resolutions)
     _share_range(grid, [value for group in measured if group.finished for value in _heights(group, goal)])
@@ -58,6 +64,19 @@ def _draw_family(axes: Axes, groups: Sequence[Group], goal: str) -> None:
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=line))
     handles += [Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=1, label=test_metric(goal))]
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
+
+
+def _draw_trials(axes: Axes, groups: Sequence[Group]) -> None:
+    for number, model in enumerate(models([group.first for group in groups])):
+        look = mark(number)
+        mine = [(group, score.mean) for group in groups if group.first.model == model and (score := group.score()) is not None]
+        for finished in (True, False):
+            points = [(group.first.resolution or 0, value) for group, value in mine if group.finished is finished]
+            x, y = [resolution for resolution, _ in points], [value for _, value in points]
+            face = look["color"] if finished else "none"
+            axes.scatter(x, y, s=26, alpha=0.7, marker=look["marker"], edgecolors=look["color"], facecolors=face)
+        axes.scatter([], [], s=26, label=model, **look)
+    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _draw(axes: Axes, points: Sequence[tuple[int, Spread | None]], colour: str, style: str | tuple[int, tuple[int, int]]) -> None:

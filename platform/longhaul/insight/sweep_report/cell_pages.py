@@ -19,11 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longhaul.errors import LonghaulError
-from longhaul.insight.curves import training_figure
+from longhaul.insight.curves import png, training_figure
+from longhaul.insight.explain.record import load_explanation
 from longhaul.insight.sweep_report.cells import Cell
 from longhaul.insight.sweep_report.confusion import large_figure
 from longhaul.insight.sweep_report.layers import Anatomy, anatomy
-from longhaul.insight.sweep_report.look import CELL_DPI, png
+from longhaul.insight.sweep_report.look import CELL_DPI
 from longhaul.insight.sweep_report.templates import CELL, render
 from longhaul.models.counting import Count
 from longhaul.recipe.networks import ModelSection
@@ -36,7 +37,6 @@ BEST = 3
 PAGE_FILE = "index.html"
 _FORMAT = 1
 _FILE, _SUMMARY = "cell.json", "summary.txt"
-_EXPLAINED = "explain"  # how the names of an explanation's pictures begin
 
 
 class BestCheckpoint(BaseModel):
@@ -197,18 +197,22 @@ def _pictures(cell: Cell, state: SweepState) -> dict[str, bytes]:
     with contextlib.suppress(LonghaulError):  # already among the cell's problems
         metrics = cell.run.metrics()
         if len(metrics):
-            found["curves.png"] = png(training_figure(metrics, title=cell.label, goal=state.goal), CELL_DPI)
+            found["curves.png"] = png(training_figure(metrics, title=cell.label, goal=state.goal), CELL_DPI, quick=True)
     matrix = large_figure(cell)
     if matrix is not None:
-        found["confusion.png"] = png(matrix, CELL_DPI)
+        found["confusion.png"] = png(matrix, CELL_DPI, quick=True)
     for name in _explained(cell):
         found[name] = cell.run.storage.read_bytes(f"pictures/{name}")
     return found
 
 
 def _explained(cell: Cell) -> dict[str, int]:
-    there = cell.run.storage.list("pictures") if cell.run is not None else []
-    return {entry.name: entry.size for entry in there if entry.name.startswith(_EXPLAINED) and entry.name.endswith(".png")}
+    """The pictures of the explanation as it is; a former one's, of other methods, may lie there too."""
+    explanation = load_explanation(cell.run) if cell.run is not None else None
+    if explanation is None or cell.run is None:
+        return {}
+    names = {"explain.png", *(f"explain_{method}.png" for method in explanation.usable)}
+    return {entry.name: entry.size for entry in cell.run.storage.list("pictures") if entry.name in names}
 
 
 def _former(folder: Storage) -> CellSummary | None:

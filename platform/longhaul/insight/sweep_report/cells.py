@@ -5,7 +5,6 @@ A damaged part of a run directory costs the report that part of that cell alone:
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import BaseModel
 
 from longhaul.errors import LonghaulError
 from longhaul.insight.curves import Curve, curve
@@ -22,6 +22,7 @@ from longhaul.insight.profile import Profile, load_profile
 from longhaul.models.counting import Count
 from longhaul.models.families import FAMILIES, OTHER, family_of
 from longhaul.recipe import Recipe, parse
+from longhaul.recipe.section import NonNegative
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, SweepState
 
@@ -41,6 +42,14 @@ class Confusion:
 
     classes: tuple[str, ...]
     matrix: Floats
+
+
+class _ConfusionDetail(BaseModel):
+    """What an event of kind `confusion` tells."""
+
+    split: str = "test"
+    classes: tuple[str, ...]
+    matrix: list[list[NonNegative]]
 
 
 @dataclass(frozen=True)
@@ -237,13 +246,12 @@ def _confusion(run: RunDirectory) -> Confusion | None:
     """The newest confusion matrix of the test split."""
     for event in reversed(run.events().to_pylist()):
         if event["kind"] == "confusion":
-            detail = json.loads(event["detail"])
-            if detail.get("split", "test") == "test":
-                classes = tuple(str(name) for name in detail["classes"])
-                matrix = np.asarray(detail["matrix"], dtype=np.float64)
-                if matrix.shape != (len(classes), len(classes)):
-                    raise ValueError(f"a confusion matrix of {matrix.shape} for {len(classes)} classes")
-                return Confusion(classes, matrix)
+            detail = _ConfusionDetail.model_validate_json(event["detail"])
+            if detail.split == "test":
+                matrix = np.asarray(detail.matrix, dtype=np.float64)  # rows of several lengths are a ValueError
+                if matrix.shape != (len(detail.classes), len(detail.classes)):
+                    raise ValueError(f"a confusion matrix of {matrix.shape} for {len(detail.classes)} classes")
+                return Confusion(detail.classes, matrix)
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longhaul.errors import UserError
+from longhaul.errors import UserError, first_line
 from longhaul.models.counting import Count, count
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe.networks import ModelSection
@@ -75,8 +75,7 @@ def anatomy(section: ModelSection, classes: int, resolution: int, counted: Count
         with torch.device("meta"), torch.no_grad():
             model.eval()(torch.empty(1, 3, resolution, resolution))
     except (AssertionError, RuntimeError, ValueError) as error:  # as `counting.count`
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise UserError(f"model {section.name!r} cannot be taken apart at {resolution} px ({reason})") from None
+        raise UserError(f"model {section.name!r} cannot be taken apart at {resolution} px ({first_line(error)})") from None
     finally:
         for handle in handles:
             handle.remove()

@@ -5,7 +5,6 @@ Colours are those of `insight.curves`; where resolution is drawn as a colour it 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from longhaul.insight.curves import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+from longhaul.insight.curves import CYCLE
 from longhaul.insight.sweep_report.groups import is_share
 
-CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 130
 CELL_DPI = 90  # of pictures on cells' own pages
@@ -75,13 +73,6 @@ def log_axis(axes: Axes, room: float = 2000.0) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
 
 
-def png(figure: Figure, dpi: float = DPI) -> bytes:
-    """The figure as PNG; written quickly, as a report has many, and a little larger for it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
-    return buffer.getvalue()
-
-
 def mark(number: int) -> dict[str, Any]:
     """Colour and marker of the number-th of several lines."""
     return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[number % len(MARKERS)]}
@@ -90,9 +81,3 @@ def mark(number: int) -> dict[str, Any]:
 def shades(count: int) -> list[Any]:
     """So many colours in an order that the eye sees, light first."""
     return [colormaps["viridis_r"](_LIGHTEST + (_DARKEST - _LIGHTEST) * place / max(count - 1, 1)) for place in range(count)]
-
-
-def legend(axes: Axes, **options: Any) -> None:
-    """A legend without a frame, where there is anything to tell."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8, **options)

@@ -31,6 +31,7 @@ from longhaul.insight.sweep_report.gathering import (
     to_profile,
 )
 from longhaul.insight.sweep_report.page import Page, facts, measured_on, table_rows
+from longhaul.insight.sweep_report.population import Population, read_population
 from longhaul.insight.sweep_report.sections import Album, sections
 from longhaul.insight.sweep_report.tables import csv_bytes
 from longhaul.insight.sweep_report.templates import PAGE, render
@@ -88,9 +89,13 @@ def write_report(sweep: SweepDirectory, wanted: Wanted = Wanted(), begin: Begin 
     if wanted.explain and lines:
         told = fill_explanations(lines, wanted.images, begin("explanations", sum(map(len, lines))))
         cells = [replace(c, problems=(*c.problems, told[c.key])) if c.key in told else c for c in cells]
+    explained = []
+    for line in lines:
+        found, unread = load_explained(line)
+        explained += [found] if found else []
+        cells = [replace(c, problems=(*c.problems, *unread.get(c.key, ()))) for c in cells]
     folder = sweep.storage.child(FOLDER)
     cells, written = _cell_folders(folder, cells, state, begin("cells' own pages", len(cells)))
-    explained = [found for line in lines if (found := load_explained(line))]
     drawn = begin("page", 1)
     files = _page_files(sweep, cells, state, asked, explained, problems)
     for name, data in files.items():
@@ -105,6 +110,14 @@ def _asked(sweep: SweepDirectory, problems: list[tuple[str, str]]) -> SweepRecip
         return sweep.recipe()
     except (LonghaulError, OSError, ValueError) as error:
         problems.append(("sweep.yaml", f"what was asked for cannot be read: {' '.join(str(error).split())}"))
+        return None
+
+
+def _population(sweep: SweepDirectory, problems: list[tuple[str, str]]) -> Population | None:
+    try:
+        return read_population(sweep)
+    except (LonghaulError, OSError) as error:
+        problems.append(("population", f"its course cannot be read: {' '.join(str(error).split())}"))
         return None
 
 
@@ -128,11 +141,11 @@ def _page_files(
     state: SweepState,
     asked: SweepRecipe | None,
     lines: Sequence[Sequence[Explained]],
-    problems: Sequence[tuple[str, str]],
+    problems: list[tuple[str, str]],
 ) -> dict[str, bytes]:
     """The page, its pictures and its table, the page last: what it shows is there when it appears."""
     album, drawn = Album(), charts(cells, state.goal)
-    shown = sections(cells, state, asked, lines, drawn, album)
+    shown = sections(cells, state, asked, lines, drawn, _population(sweep, problems), album)
     columns, rows, reasons = table_rows(cells, state)
     told = [*problems, *((cell.label, problem) for cell in cells for problem in cell.problems)]
     page = Page(

@@ -7,23 +7,26 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from longhaul.insight.curves import png
 from longhaul.insight.explain.across import Consistency
 from longhaul.insight.explain.run_pictures import TITLES
 from longhaul.insight.sweep_report.accuracy import accuracy_figure
 from longhaul.insight.sweep_report.cells import Cell, families
 from longhaul.insight.sweep_report.confusion import large_figure, small_multiples
-from longhaul.insight.sweep_report.explanations import consistency_figure, consistency_of, gallery
+from longhaul.insight.sweep_report.explanations import consistency_of, consistency_pictures, gallery
 from longhaul.insight.sweep_report.fronts import Chart, front_figure
 from longhaul.insight.sweep_report.gathering import Explained
 from longhaul.insight.sweep_report.groups import test_metric
 from longhaul.insight.sweep_report.learning import learning_figure
-from longhaul.insight.sweep_report.look import png
+from longhaul.insight.sweep_report.look import DPI
 from longhaul.insight.sweep_report.page import Block, Section, picture
+from longhaul.insight.sweep_report.population import Population, population_figure
 from longhaul.insight.sweep_report.search import fields_figure, progress_figure, varied_fields
-from longhaul.insight.sweep_report.tables import agreement_table, folds_table
+from longhaul.insight.sweep_report.tables import agreement_table, folds_table, layers_table
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.resilience.sweep_directory import SweepState
 
+_SIDES = "Where the sides of Grad-CAM's maps differ, a coarse map is compared with a finer one: some of what differs is the grid."
 _HOLLOW = "Hollow marks are cells that were not trained to their end."
 
 
@@ -37,7 +40,7 @@ class Album:
         """A block with the picture; none where nothing was drawn."""
         if drawn is None:
             return []
-        data = drawn if isinstance(drawn, bytes) else png(drawn)
+        data = drawn if isinstance(drawn, bytes) else png(drawn, DPI, quick=True)
         self.files[file] = data
         return [picture(file, data, title=title, alt=alt, caption=caption)]
 
@@ -48,6 +51,7 @@ def sections(
     asked: SweepRecipe | None,
     lines: Sequence[Sequence[Explained]],
     charts: Sequence[Chart],
+    population: Population | None,
     album: Album,
 ) -> list[Section]:
     """All of them, their pictures in `album`.
@@ -58,6 +62,7 @@ def sections(
         asked: its recipe; None where that cannot be read.
         lines: the explained cells, each model's ascending by resolution.
         charts: as `fronts.charts` gives them.
+        population: the course of population based training; None where there was none.
         album: takes the pictures.
     """
     found = [
@@ -67,6 +72,7 @@ def sections(
         _confusion(cells, state, album),
         _learning(cells, state, album),
         _search(cells, state, asked, album),
+        _population(population, state, album),
         _folds(cells, state),
     ]
     return [section for section in found if section.blocks]
@@ -74,7 +80,13 @@ def sections(
 
 def _accuracy(cells: Sequence[Cell], state: SweepState, album: Album) -> Section:
     text = f"Solid: {state.goal}, of the validation split, which chose each cell's checkpoint; dashed: {test_metric(state.goal)}."
-    folds = " Bars: one standard deviation over the folds." if any(cell.fold is not None for cell in cells) else ""
+    if any(cell.trial is not None for cell in cells):
+        text = f"Each mark is a trial's {state.goal}, of the validation split, whatever else it has varied."
+    folds = (
+        " Bars: one standard deviation over the folds."
+        if any(cell.fold is not None and cell.trial is None for cell in cells)
+        else ""
+    )
     drawn = accuracy_figure(cells, state.goal)
     blocks = album.add("resolution.png", drawn, alt=f"{state.goal} against resolution, a panel a family, a line a model")
     return Section("resolution", f"{state.goal} against resolution", (f"{text} {_HOLLOW}{folds}",), tuple(blocks))
@@ -104,14 +116,23 @@ def _explanations(lines: Sequence[Sequence[Explained]], album: Album) -> list[Se
             alt = f"{TITLES[method]} of {name} on the same images over its resolutions"
             galleries += album.add(file, data, title=title, alt=alt)
             title = ""
-    images = len(lines[0][0].explanation.images) if lines else 0
-    texts = (
-        "Heat maps of the same image at a lower and at the highest resolution, on a common grid: Spearman's rank correlation of "
-        f"their cells, the mean over {images} images with its 95 % interval. Chance: maps of different images.",
+    counts = sorted({len(one.images) for one in across.values()})
+    images = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
+    texts: tuple[str, ...] = (
+        "Heat maps of the same image at a lower and at the model's highest resolution, on a common grid: Spearman's rank "
+        f"correlation of their cells, the mean over {images} images with its 95 % interval. Chance: maps of different images.",
     )
-    blocks = album.add("consistency.png", consistency_figure(across), alt="rank correlation of heat maps against resolution")
+    blocks: list[Block] = []
+    for method, data in consistency_pictures(across).items():
+        alt = f"agreement of {TITLES[method]} maps with those at the highest resolution, a line a model"
+        blocks += album.add(f"consistency-{method}.png", data, alt=alt)
     table = agreement_table(across)
     blocks += [Block(title="In numbers", table=table)] if table is not None else []
+    looked_at = layers_table(lines)
+    if looked_at is not None and across:
+        blocks.append(Block(title="What Grad-CAM looked at", table=looked_at))
+        if any(row[-1] for row in looked_at.rows):
+            texts = (*texts, _SIDES)
     told = ("Each map explains the true class; below it stands what the model answered.", *_doubts(lines))
     return [
         Section("consistency", "Consistency of explanations across resolutions", texts, tuple(blocks)),
@@ -164,6 +185,16 @@ def _search(cells: Sequence[Cell], state: SweepState, asked: SweepRecipe | None,
         drawn = progress_figure(cells, state.goal, state.direction)
         blocks += album.add("trials.png", drawn, title="Over the trials", alt=f"{state.goal} of each trial, and the best so far")
     return Section("fields", f"{state.goal} against what varies", (_HOLLOW,), tuple(blocks))
+
+
+def _population(population: Population | None, state: SweepState, album: Album) -> Section:
+    drawn = population_figure(population, state.goal) if population is not None else None
+    alt = f"{state.goal} and the values that were changed, by epoch, a line a member"
+    blocks = album.add("population.png", drawn, alt=alt)
+    count, copies = (len(population.members), population.copies) if population is not None else (0, 0)
+    text = f"{count} members, compared every few epochs. {copies} times one of the worst went on from a copy of one of the best, "
+    told = "with changed values: a ring, where it stood among the scores, and at the value that it got."
+    return Section("population", "The population", (text + told,), tuple(blocks))
 
 
 def _folds(cells: Sequence[Cell], state: SweepState) -> Section:

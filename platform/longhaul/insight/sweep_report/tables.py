@@ -14,6 +14,7 @@ from longhaul.insight.explain.attribution import METHODS
 from longhaul.insight.explain.run_pictures import TITLES
 from longhaul.insight.sweep_report.cells import FOLD, MODEL, RESOLUTION, Cell, plain
 from longhaul.insight.sweep_report.explanations import TOP_PERCENT
+from longhaul.insight.sweep_report.gathering import Explained
 from longhaul.insight.sweep_report.groups import grouped, is_share, test_metric
 from longhaul.resilience.sweep_directory import SweepState
 
@@ -127,11 +128,12 @@ def agreement_table(lines: Mapping[str, Consistency]) -> Table | None:
                 rank, overlap = pair.agreement.rank_correlation, pair.agreement.top_iou[TOP_PERCENT]
                 interval = NONE if rank.low is None or rank.high is None else f"{rank.low:.2f} to {rank.high:.2f}"
                 texts = (_two(rank.mean), interval, _two(rank.chance), _two(overlap.mean), _two(overlap.chance))
-                rows.append((name, TITLES[method], f"{pair.low} with {pair.high}", *texts))
+                rows.append((name, TITLES[method], f"{pair.low} with {pair.high}", str(len(one.images)), *texts))
     heads = (
         "model",
         "method",
         "px",
+        "images",
         "rank correlation",
         "95 % interval",
         "by chance",
@@ -139,6 +141,18 @@ def agreement_table(lines: Mapping[str, Consistency]) -> Table | None:
         "by chance",
     )
     return Table(heads, tuple(rows)) if rows else None
+
+
+def layers_table(lines: Sequence[Sequence[Explained]]) -> Table | None:
+    """What Grad-CAM looked at in each model: the layer, and its cells along a side at each resolution; None without any."""
+    rows = []
+    for line in lines:
+        looks = [(one.explanation.resolution, *at) for one in line if (at := one.explanation.looked_at) is not None]
+        sides = {side for _, _, side in looks}
+        for name in dict.fromkeys(layer for _, layer, _ in looks):
+            told = ", ".join(f"{side} at {resolution} px" for resolution, layer, side in looks if layer == name)
+            rows.append((line[0].cell.line, name, told, "differ" if len(sides) > 1 else ""))
+    return Table(("model", "layer", "cells along a side", "sides"), tuple(rows)) if rows else None
 
 
 def _coordinate(name: str) -> Callable[[Cell], Any]:

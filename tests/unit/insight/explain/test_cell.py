@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,18 @@ from longhaul.data.images import ImageSamples
 from longhaul.data.preprocess import ImagePreprocess
 from longhaul.errors import UserError
 from longhaul.insight.explain import cell
-from longhaul.insight.explain.across import draw_across, explain_across
-from longhaul.insight.explain.cell import choose_images, explain_run
+from longhaul.insight.explain.across import Consistency, compare, draw_across, explain_across
+from longhaul.insight.explain.attribution import Maps, explain
+from longhaul.insight.explain.cell import choose_images, common_layer, explain_run
 from longhaul.insight.explain.one_picture import explain_file
 from longhaul.insight.explain.record import Explanation, load_explanation, load_kept
-from longhaul.recipe import parse
+from longhaul.insight.trained_recipe import trained_recipe
+from longhaul.recipe import Recipe, dump, parse
 from longhaul.resilience.run_directory import RunDirectory
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("computed again")
 
 
 def _samples(classes: int, each: int, side: int = 32) -> ImageSamples:
@@ -45,7 +52,7 @@ def test_images_are_chosen_by_id_and_seed_with_classes_in_turn() -> None:
 def test_an_explanation_is_kept_with_its_run_and_not_computed_twice(
     runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = explain_run(runs[0], images=5, seed=3)
+    found = explain_run(runs[0], images=3, seed=3)
     assert load_explanation(runs[0]) == found
     assert Explanation.model_validate_json(found.model_dump_json()) == found
     assert [image.label for image in found.images] == [image.target for image in found.images]
@@ -53,30 +60,30 @@ def test_an_explanation_is_kept_with_its_run_and_not_computed_twice(
     assert (by_name["gradcam"].layer, by_name["gradcam"].side) == ("features", 8)
     assert by_name["integrated_gradients"].worst_error is not None
     kept = load_kept(runs[0])
-    assert kept.images.shape == (5, 32, 32, 3)
+    assert kept.images.shape == (3, 32, 32, 3)
     for method in ("gradcam", "integrated_gradients", "saliency"):
-        assert kept.grid[method].shape == (5, 16, 16)
-        assert kept.shown[method].shape == (5, 32, 32)
+        assert kept.grid[method].shape == (3, 16, 16)
+        assert kept.shown[method].shape == (3, 32, 32)
     for name in ("explain", "explain_gradcam", "explain_integrated_gradients", "explain_saliency"):
         picture = Image.open(io.BytesIO(runs[0].storage.read_bytes(f"pictures/{name}.png")))
         assert min(picture.size) > 300
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(cell, "explain_pictures", refuse)
-    assert explain_run(runs[0], images=5, methods=["saliency"], seed=3) == found
-    for images, seed in ((5, 4), (4, 3)):
+    monkeypatch.setattr(cell, "explain_pictures", _refuse)
+    assert explain_run(runs[0], images=3, methods=["saliency"], seed=3) == found
+    for images, seed in ((3, 4), (4, 3)):
         with pytest.raises(AssertionError, match="computed again"):
             explain_run(runs[0], images=images, seed=seed)
+    with pytest.raises(AssertionError, match="computed again"):
+        explain_run(runs[0], images=3, seed=3, layer="features.3")
     fewer = found.model_copy(update={"methods": found.methods[:1]})
     runs[0].storage.write_bytes("explanation.json", fewer.model_dump_json().encode())
     with pytest.raises(AssertionError, match="computed again"):
-        explain_run(runs[0], images=5, seed=3)
+        explain_run(runs[0], images=3, seed=3)
 
 
 def test_runs_at_several_resolutions_are_compared_on_the_same_images(runs: list[RunDirectory]) -> None:
-    found = explain_across([runs[2], runs[0], runs[1]], images=4, methods=["gradcam", "saliency"])
+    found = explain_across([runs[2], runs[0], runs[1]], images=2, methods=["gradcam", "saliency"])
+    assert (found.layer, found.sides) == ("features", {32: 8, 48: 12, 64: 16})
     assert list(found.runs) == [32, 48, 64]
     assert [(pair.method, pair.low, pair.high) for pair in found.pairs] == [
         (method, low, high) for method in ("gradcam", "saliency") for low, high in ((32, 48), (32, 64), (48, 64))
@@ -93,6 +100,64 @@ def test_runs_at_several_resolutions_are_compared_on_the_same_images(runs: list[
     assert sorted(pictures) == ["consistency.png", "explain_gradcam.png", "explain_saliency.png"]
 
 
+def test_all_resolutions_are_asked_about_the_layer_of_the_lowest(moving: list[RunDirectory]) -> None:
+    assert [explain_run(run, 2, ["gradcam"]).looked_at for run in moving] == [("layer2", 4), ("layer3", 4)]
+    apart = [one for run in moving if (one := load_explanation(run)) is not None]
+    assert compare(apart, [load_kept(run) for run in moving]).pairs == ()  # two layers are two questions
+    assert common_layer([moving[1], moving[0]]) == "layer2"
+    found = explain_across(moving, images=2, methods=["gradcam"])
+    assert (found.layer, found.sides) == ("layer2", {32: 4, 64: 8})
+    assert [pair.method for pair in found.pairs] == ["gradcam"]
+    assert Consistency.model_validate_json(found.model_dump_json()) == found
+    together = [load_explanation(run) for run in moving]
+    assert [one.looked_at for one in together if one is not None] == [("layer2", 4), ("layer2", 8)]
+
+
+def test_an_explanation_answers_for_its_own_layer_alone(moving: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = explain_run(moving[1], 2, ["gradcam"], layer="layer2")
+    monkeypatch.setattr(cell, "explain_pictures", _refuse)
+    assert explain_run(moving[1], 2, ["gradcam"], layer="layer2") == found
+    for layer in (None, "layer1"):
+        with pytest.raises(AssertionError, match="computed again"):
+            explain_run(moving[1], 2, ["gradcam"], layer=layer)
+
+
+def test_where_the_lowest_resolution_has_no_layer_the_next_one_decides(moving: list[RunDirectory]) -> None:
+    for run, side in zip(moving, (16, 64), strict=True):
+        recipe = run.recipe().model_dump(mode="json")
+        recipe["model"]["name"], recipe["data"]["resolution"] = "vgg11", side
+        run.storage.write_bytes("recipe.yaml", dump(Recipe.model_validate(recipe)).encode())
+    assert common_layer(moving) == common_layer(moving[1:])
+    with pytest.raises(UserError, match=r"no layer for Grad-CAM \(16 px: data.resolution 16: model 'vgg11' cannot work at it"):
+        common_layer(moving[:1])
+
+
+def test_a_run_in_phases_is_explained_at_the_resolution_that_its_weights_were_trained_at(runs: list[RunDirectory]) -> None:
+    phases = [{"name": "first", "set": {"data.resolution": 48}}, {"name": "second", "set": {"data.resolution": 64}}]
+    recipe = runs[1].recipe().model_dump(mode="json") | {"phases": phases}
+    recipe["data"]["resolution"] = 32
+    runs[1].storage.write_bytes("recipe.yaml", dump(Recipe.model_validate(recipe)).encode())
+    assert trained_recipe(runs[1]).data.resolution == 48
+    found = explain_run(runs[1], 1, ["saliency"])  # its checkpoints are of the first phase
+    assert found.resolution == 48
+    assert load_kept(runs[1]).images.shape == (1, 48, 48, 3)
+    assert list(explain_across([runs[1], runs[0]], 1, ["saliency"]).runs) == [32, 48]
+
+
+def test_a_method_that_fails_leaves_the_others_alive(runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain_but_for_gradcam(*arguments: Any, **named: Any) -> Maps:
+        if "gradcam" in arguments:
+            raise RuntimeError("shape '[14, 14]' is invalid\nsomewhere")
+        return explain(*arguments, **named)
+
+    monkeypatch.setattr(cell, "explain", explain_but_for_gradcam)
+    found = explain_run(runs[0], 2, ["gradcam", "saliency"])
+    assert [report.problem for report in found.methods] == ["shape '[14, 14]' is invalid", None]
+    assert found.usable == ["saliency"]
+    assert list(load_kept(runs[0]).grid) == ["saliency"]
+    assert explain_run(runs[0], 2, ["gradcam", "saliency"], layer="features").methods != found.methods
+
+
 def test_a_picture_of_ones_own_is_explained_for_the_answer_of_the_highest_resolution(
     runs: list[RunDirectory], tmp_path: Path
 ) -> None:
@@ -106,6 +171,10 @@ def test_a_picture_of_ones_own_is_explained_for_the_answer_of_the_highest_resolu
     assert load_explanation(runs[0]) is None
     with pytest.raises(UserError, match="no such file"):
         explain_file(runs[:1], tmp_path / "none.png")
+    with pytest.raises(UserError, match="both are tiny_cnn at 32 px"):
+        explain_file([runs[0], runs[0]], file)
+    with pytest.raises(UserError, match=r"runs of several models \(test_resnet, tiny_cnn\)"):
+        explain_file([runs[0], RunDirectory.open(str(tmp_path / "runs/test_resnet-64"))], file)
 
 
 def test_a_detector_is_refused(tmp_path: Path) -> None:

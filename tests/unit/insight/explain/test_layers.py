@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from longhaul.errors import UserError
 from longhaul.insight.explain.layers import grad_cam_layer, tapped
 from longhaul.models.zoo import build_image_model
 from longhaul.recipe.networks import ModelSection
@@ -45,6 +46,8 @@ def test_our_own_networks_have_one(name: str, side: int) -> None:
         ("vit_tiny_patch16_224", "blocks.11.norm1", 14, 1),
         ("deit_tiny_distilled_patch16_224", "blocks.11.norm1", 14, 2),
         ("mixer_s32_224", "blocks.7.norm1", 7, 0),
+        ("xcit_nano_12_p16_224", "blocks.11.norm1", 14, 0),  # its class token comes in after these blocks
+        ("cait_xxs24_224", "blocks.23.norm1", 14, 0),
     ],
 )
 def test_tokens_become_a_grid_without_those_of_the_class(name: str, layer: str, side: int, prefix: int) -> None:
@@ -52,6 +55,30 @@ def test_tokens_become_a_grid_without_those_of_the_class(name: str, layer: str, 
         model = timm.create_model(name, num_classes=10)
     found = grad_cam_layer(model, 224)
     assert (found.name, found.layout, found.side, found.prefix) == (layer, "tokens", side, prefix)
+
+
+def test_tokens_that_make_no_grid_are_refused() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("pit_ti_224", num_classes=10)
+    with pytest.raises(UserError, match="no norm1 in a last block"):
+        grad_cam_layer(model, 224)
+    with torch.device("meta"):
+        model = timm.create_model("mixer_s32_224", num_classes=10)
+    model.num_prefix_tokens = 3
+    with pytest.raises(UserError, match=r"49 tokens in blocks.7.norm1, which make no square grid"):
+        grad_cam_layer(model, 224)
+
+
+def test_a_layer_that_is_named_is_taken_at_every_resolution_that_it_suits() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet18", num_classes=10)
+    assert [grad_cam_layer(model, side).name for side in (32, 64, 128)] == ["layer2", "layer3", "layer4"]
+    found = [grad_cam_layer(model, side, named="layer2") for side in (32, 64, 128)]
+    assert [(one.name, one.side) for one in found] == [("layer2", 4), ("layer2", 8), ("layer2", 16)]
+    with pytest.raises(UserError, match=r"at 32 px has no map of 4 x 4 cells or more in layer3 "):
+        grad_cam_layer(model, 32, named="layer3")
+    with pytest.raises(UserError, match=r"in layer2\.0\.conv1 that its whole answer passes"):
+        grad_cam_layer(model, 64, named="layer2.0.conv1")
 
 
 def test_maps_with_channels_last_are_found_and_turned() -> None:

@@ -56,6 +56,31 @@ def test_the_newest_confusion_matrix_of_the_test_split_counts(small_grid: SweepD
     assert confusion.matrix.tolist() == [[7, 0], [0, 7]]
 
 
+@pytest.mark.parametrize(
+    "detail",
+    [
+        "[]",
+        "7",
+        "null",
+        '"text"',
+        '{"split": "test"}',
+        '{"classes": ["a"], "matrix": [["x"]]}',
+        '{"classes": 1, "matrix": [[1]]}',
+        '{"classes": ["a", "b"], "matrix": [[1], [2, 3]]}',
+        '{"classes": ["a"], "matrix": [[NaN]]}',
+    ],
+)
+def test_an_event_of_another_content_is_told_and_costs_the_matrix_alone(small_grid: SweepDirectory, detail: str) -> None:
+    state = small_grid.state()
+    with small_grid.run(state.cells[0].key).event_writer() as events:
+        events.append(**(event_row("confusion", "", segment=1, step=200) | {"time_s": 3e9, "detail": detail}))
+    cell = read_cells(small_grid, state)[0]
+    assert cell.confusion is None
+    assert cell.learning is not None
+    (problem,) = cell.problems
+    assert problem.startswith("its events cannot be read: ")
+
+
 def test_folds_share_a_group_and_have_folders_of_their_own(tmp_path: Path) -> None:
     sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32, 64), ends={}, folds=3)
     cells = read_cells(sweep, sweep.state())

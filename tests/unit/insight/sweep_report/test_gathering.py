@@ -6,7 +6,6 @@ from pathlib import Path
 
 from sweep_maker import make_grid, make_search
 
-from longhaul.insight.explain.record import load_explanation
 from longhaul.insight.profile import Conditions, load_profile
 from longhaul.insight.sweep_report.cell_pages import best_checkpoints
 from longhaul.insight.sweep_report.cells import read_cells
@@ -47,6 +46,14 @@ def test_a_line_is_explained_over_its_resolutions_and_of_folds_the_first(tmp_pat
     ]
 
 
+def test_a_fold_that_has_not_finished_everywhere_gives_way_to_one_that_has(tmp_path: Path) -> None:
+    sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32, 48), ends={}, folds=3)
+    state = sweep.state()
+    state.cells[0].standing = "failed"  # 32 px, fold 0
+    (line,) = to_explain(read_cells(sweep, state), "max")
+    assert [cell.label for cell in line] == ["tiny_cnn 32 px fold 1", "tiny_cnn 48 px fold 1"]
+
+
 def test_of_a_search_the_best_trial_is_explained(tmp_path: Path) -> None:
     sweep = make_search(str(tmp_path), trials=6)
     state = sweep.state()
@@ -62,26 +69,6 @@ def test_the_best_checkpoints_are_told_best_first(small_grid: SweepDirectory) ->
     assert [one.step for one in best] == [144, 126, 108]
     assert [one.goal for one in best] == [state.cells[0].scores[i][1] for i in (7, 6, 5)]
     assert best[0].address == f"{run.uri}/checkpoints/{best[0].name}"
-
-
-def test_a_report_explains_what_is_not_explained_and_compares_it(tmp_path: Path, digits_root: Path) -> None:
-    sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32, 48), ends={}, weights=True)
-    begun: list[tuple[str, int]] = []
-
-    def begin(task: str, parts: int):
-        begun.append((task, parts))
-        return lambda: None
-
-    page = read_page(write_report(sweep, Wanted(profile=False, explain=True, images=2), begin))
-    assert ("explanations", 2) in begun
-    assert {"consistency", "heat-maps"} <= set(page.anchors)
-    assert {"consistency.png", "heat-01-tiny_cnn-gradcam.png"} <= set(page.pictures)
-    assert "32 with 48" in page.text
-    cell = read_page(str(Path(sweep.storage.path("report")) / "cnn/tiny_cnn/32/index.html"))
-    assert "explain.png" in cell.pictures
-    first = load_explanation(sweep.run(sweep.state().cells[0].key))
-    assert first is not None
-    assert len(first.images) == 2
 
 
 def test_a_cell_that_cannot_be_explained_or_profiled_says_so(tmp_path: Path, digits_root: Path) -> None:
