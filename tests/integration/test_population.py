@@ -223,28 +223,27 @@ class Told:
         return {ORDER: {"member": member, "origin": self.origins[member], "due": self.epoch + 1}}
 
 
-def _play(config: dict[str, Any]) -> None:
-    """Member 1 is NaN at the first comparison, 3 dies on its way to the second, 2 ends before the third; 0 is the best."""
-    import tempfile
-
-    order = config[ORDER]
-    member, due = order["member"], order["due"]
-    if member == 3 and due == 2:
-        raise RuntimeError("lost")
-    if due == 4 or (member == 2 and due == 3):
-        return
-    score = math.nan if member == 1 and due == 1 else -float(order["origin"])
-    with tempfile.TemporaryDirectory() as scratch:
-        told = {"epoch": due, "score": score, AT_COMPARISON: True, CHECKPOINT: f"of {member}"}
-        tune.report(told, checkpoint=tune.Checkpoint.from_directory(scratch))
-
-
 def test_members_that_fail_or_end_leave_nobody_waiting_and_a_nan_is_replaced(tmp_path: Path) -> None:
+    def play(config: dict[str, Any]) -> None:
+        """Member 1 is NaN at the first comparison, 3 dies on its way to the second, 2 ends before the third; 0 is the best."""
+        import tempfile
+
+        order = config[ORDER]
+        member, due = order["member"], order["due"]
+        if member == 3 and due == 2:
+            raise RuntimeError("lost")
+        if due == 4 or (member == 2 and due == 3):
+            return
+        score = math.nan if member == 1 and due == 1 else -float(order["origin"])
+        with tempfile.TemporaryDirectory() as scratch:
+            told = {"epoch": due, "score": score, AT_COMPARISON: True, CHECKPOINT: f"of {member}"}
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(scratch))
+
     told = Told()
     stopping = PbtStopping(kind="pbt", every_epochs=1, quantile=0.25)
     with settings():
         tune.Tuner(
-            tune.with_resources(_play, {"CPU": 1}),
+            tune.with_resources(play, {"CPU": 1}),
             param_space={ORDER: tune.grid_search([told.config(member)[ORDER] for member in range(4)])},
             tune_config=tune.TuneConfig(
                 search_alg=Members(told, 1),
