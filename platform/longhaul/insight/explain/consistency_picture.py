@@ -14,7 +14,7 @@ from longhaul.insight.explain.consistency import Agreement, Estimate
 _MARKERS = "os^Dv"  # five, of seven colours: 35 lines look differently
 _TOP = 20  # percent
 _APART = 0.012  # share of a resolution by which the lines' points stand apart, so that their bars do not cover each other
-_BESIDE = 5  # more lines than these stand beside the panels instead of in them
+_BESIDE = 2  # more lines than these stand beside the panels: in them their names would cover the curves
 
 
 def consistency_picture(agreements: Mapping[str, Sequence[tuple[int, Agreement]]], *, title: str, images: int) -> bytes:
