@@ -73,6 +73,8 @@ def test_documents_show_only_commands_that_would_be_understood(document: str) ->
             continue
         path = next(tuple(words[1:end]) for end in (3, 2, 1) if tuple(words[1:end]) in known)
         arguments = words[1 + len(path) :]
+        if (default := getattr(known[path], "default", None)) is not None:  # a group whose one verb may be left out
+            path = (*path, default)
         if arguments != ["--help"]:
             assert not hasattr(known[path], "commands"), f"{document}: no such verb: {' '.join(words)}"
             if arguments:  # none: the verb is only mentioned

@@ -39,10 +39,12 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster; left out, the on
 class RunsByDefault(TyperGroup):
     """`longhaul sweep FILE` is `longhaul sweep run FILE`."""
 
+    default = "run"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Click's hook: put `run` in front of what is no verb."""
         if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
@@ -68,7 +70,7 @@ def run_sweep(
 ) -> None:
     """Train a sweep's cells, cheapest first, several at a time where the cluster has room.
 
-    Example: longhaul sweep jobs/recipes/resomap/small.yaml
+    Example: longhaul sweep run jobs/recipes/resomap/small.yaml   (`run` may be left out)
 
     Example: longhaul sweep jobs/recipes/resomap/standard.yaml --set grid.data.resolution=[224,256] --plan
     """
