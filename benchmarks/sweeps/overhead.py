@@ -46,7 +46,6 @@ grid:
 
 def plain(config: dict[str, Any]) -> None:
     """A function trainable as Ray's documentation has it: the same network, data and steps, no house around it."""
-    began = time.time()
     import torch
     from ray import tune
     from torch.nn import functional
@@ -54,6 +53,7 @@ def plain(config: dict[str, Any]) -> None:
     from longhaul.recipe import parse
     from longhaul.workloads import build
 
+    began = time.time()  # as the sweep's: what a process imports before it trains is overhead
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
     workload = build(parse(config["recipe"]))
