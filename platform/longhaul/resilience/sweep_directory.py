@@ -222,11 +222,6 @@ class SweepDirectory:
         pq.write_table(table, sink)
         self.storage.write_bytes(TABLE, sink.getvalue().to_pybytes())
 
-    @property
-    def cells_uri(self) -> str:
-        """Where the cells' run directories lie."""
-        return f"{self.root}/{CELLS}"
-
     def run(self, key: str) -> RunDirectory:
         """The run directory of a cell; it may not be there yet."""
         if key.startswith(MEMBER):

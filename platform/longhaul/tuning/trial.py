@@ -29,7 +29,7 @@ from longhaul.training.alone import can_train_alone, train_alone
 from longhaul.training.launch import fit
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
-from longhaul.workloads import build
+from longhaul.workloads import Workload, build
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def train_trial(config: dict[str, Any], trainer: type[Trainer] = Trainer) -> Non
         recipe, run = parse(cell.recipe, source=cell.run), RunDirectory(Storage.open(cell.run))
         began_s = time.time()
         try:
-            reporter = _Reporter(order, cell.key, run, build(recipe).goal.direction, bests, epochs)
+            reporter = _Reporter(order, cell.key, run, build(recipe), bests, epochs)
             summary = run.summary()
             if summary.status != "finished":
                 summary = _train(recipe, run, reporter, order, trainer)
@@ -128,7 +128,7 @@ def _train(recipe: Recipe, run: RunDirectory, reporter: _Reporter, order: TrialO
     while True:
         try:
             if can_train_alone(recipe):
-                gpu, observe = order.resources.get("GPU", 0) > 0, reporter.observe(recipe)
+                gpu, observe = order.resources.get("GPU", 0) > 0, reporter.observe()
                 return train_alone(recipe, run, gpu=gpu, observe=observe, trainer=trainer, owner=order.sweep)
             return _fit(recipe, run, reporter, order.sweep)
         except HeldError as error:
@@ -153,9 +153,12 @@ def _ends_while_waiting(order: TrialOrder) -> bool:
 class _Reporter:
     """Tells Tune of validations; knows what the trial's former cells (folds) have come to."""
 
-    def __init__(self, order: TrialOrder, key: str, run: RunDirectory, direction: str, bests: list[float], epochs: float) -> None:
+    def __init__(
+        self, order: TrialOrder, key: str, run: RunDirectory, workload: Workload, bests: list[float], epochs: float
+    ) -> None:
         self._order, self._key, self._run, self._bests, self._epochs = order, key, run, bests, epochs
-        self._better: Callable[[float, float], float] = max if direction == "max" else min
+        self._samples, self._goal = len(workload.splits.train), f"val/{workload.goal.metric}"
+        self._better: Callable[[float, float], float] = max if workload.goal.direction == "max" else min
         self._best: float | None = None
         self.silent = True
         self.stopped = False
@@ -166,8 +169,7 @@ class _Reporter:
         Raises:
             SystemExit: Tune wants the trial to end here.
         """
-        if not math.isnan(value):
-            self._best = value if self._best is None else self._better(self._best, value)
+        self._take(value)
         best = math.nan if self._best is None else self._best
         bests = [*self._bests, best]
         self.silent = False
@@ -208,18 +210,15 @@ class _Reporter:
             return None
         return None if request is None or request.kind == "save" else request
 
-    def observe(self, recipe: Recipe) -> Callable[[Progress, float], None]:
+    def observe(self) -> Callable[[Progress, float], None]:
         """For `train_alone`: reports each validation that the run did not have before; ends the run where somebody wants it."""
-        workload = build(recipe)
-        size = len(workload.splits.train)
-        self._remember(f"val/{workload.goal.metric}")
-        known = {step for step, _, _ in validations(self._run, f"val/{workload.goal.metric}")}
+        known = self.known()
 
         def observe(progress: Progress, goal: float) -> None:
             if progress.step in known:  # validated before the last save was complete, and told then
                 return
             try:
-                self.report(progress.epoch(size), goal, progress.step)
+                self.report(progress.epoch(self._samples), goal, progress.step)
             except SystemExit:
                 self.stopped = True
                 raise StopRequested(Request(kind="pause", id="sweep", time_s=time.time())) from None
@@ -228,17 +227,25 @@ class _Reporter:
 
         return observe
 
-    def _remember(self, goal: str) -> None:
-        for _, _, value in validations(self._run, goal):
-            if not math.isnan(value):
-                self._best = value if self._best is None else self._better(self._best, value)
+    def known(self) -> set[int]:
+        """The steps of the validations that the run has already, which Tune has been told of; the best of them counts."""
+        there = self.validations()
+        for _, _, value in there:
+            self._take(value)
+        return {step for step, _, _ in there}
+
+    def validations(self) -> list[tuple[int, float, float]]:
+        """See `validations`."""
+        return validations(self._run, self._goal)
+
+    def _take(self, value: float) -> None:
+        if not math.isnan(value):
+            self._best = value if self._best is None else self._better(self._best, value)
 
 
 def _fit(recipe: Recipe, run: RunDirectory, reporter: _Reporter, owner: str | None) -> Summary:
     """Train by Ray Train in a thread of its own, while this one reports what it reads in the run directory."""
-    goal = f"val/{build(recipe).goal.metric}"
-    reporter._remember(goal)
-    told = {step for step, _, _ in validations(run, goal)}
+    told = reporter.known()
     failures: list[BaseException] = []
 
     def drive() -> None:
@@ -256,7 +263,7 @@ def _fit(recipe: Recipe, run: RunDirectory, reporter: _Reporter, owner: str | No
             holds = _still_holds(run, holds)
             with contextlib.suppress(OSError):  # storage that is away for a moment: the next look sees it all
                 workers = run.summary().workers
-                for step, epoch, value in validations(run, goal):
+                for step, epoch, value in reporter.validations():
                     if step not in told:
                         told.add(step)
                         reporter.report(epoch, value, step, workers)
