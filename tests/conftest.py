@@ -67,7 +67,7 @@ def ray_cluster(s3_server: str) -> Iterator[str]:
         log_to_driver=False,
         configure_logging=False,
     )
-    yield context.address_info["gcs_address"]
+    yield context.address_info["gcs_address"]  # type: ignore[attr-defined]
     ray.shutdown()
 
 

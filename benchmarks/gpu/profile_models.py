@@ -65,7 +65,7 @@ def main() -> None:
 
 def set_fp32(*, tf32: bool) -> None:
     """One precision for float32 convolutions and matrix products, so that a network and its ceiling are the same arithmetic."""
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
 
 
 def fp32_precision() -> str:

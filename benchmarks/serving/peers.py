@@ -67,7 +67,7 @@ class Detectors:
         tile = front_end.to_uint8(iq).float()[None, None].div_(255).numpy()
         geometry = front_end.geometry(len(iq), sample_rate_hz)
         found = []
-        for part in self._pool.map(lambda item: self._detect(*item, tile, geometry), self._sessions.items()):
+        for part in self._pool.map(lambda item: self._detect(*item, tile, geometry), self._sessions.items()):  # type: ignore[call-arg]
             found += part
         return {"detections": found}
 

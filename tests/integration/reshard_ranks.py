@@ -80,7 +80,7 @@ def state_of(engine: DeepSpeedEngine, keys: tuple[str, ...]) -> State:
     for name, parameter in own.items():
         for key in ("fp32", *keys):
             if hasattr(parameter, "ds_id"):
-                whole = parameter._z3_optimizer.get_full_hp_param(parameter, None if key == "fp32" else key)
+                whole = parameter._z3_optimizer.get_full_hp_param(parameter, None if key == "fp32" else key)  # type: ignore[attr-defined]
             else:
                 whole = _gather(zero, parameter, key)
             state[name][key] = whole.clone()

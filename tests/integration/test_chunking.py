@@ -30,7 +30,7 @@ def record(folder: Path, name: str, *, samples: int = 45_000, started: datetime 
     rng = np.random.default_rng(sum(name.encode()))
     iq = 0.01 * (rng.normal(size=samples) + 1j * rng.normal(size=samples))
     iq[12_000:23_000] += 0.2 * np.exp(2j * np.pi * 0.2 * np.arange(11_000))
-    annotation = Annotation("wifi", 12_000, int(changes.get("count", 11_000)), 150e3, 250e3)
+    annotation = Annotation("wifi", 12_000, int(changes.get("count", 11_000)), 150e3, 250e3)  # type: ignore[call-overload]
     return write_recording(folder / name, iq.astype(np.complex64), sample_rate_hz=1e6, annotations=[annotation], started=started)
 
 

@@ -137,7 +137,7 @@ def test_a_grid_trains_each_cell_once_and_an_extended_one_the_new_cells_alone(im
     other = call(wider, storage, "wider")
     assert standings(other) == {"12": "finished", "16": "finished", "8": "finished"}
     assert segments(storage, other) == {**before, "12": 1}
-    assert other.cells[2].results == state.cells[0].results
+    assert other.cells[2].results == state.cells[0].results  # type: ignore[attr-defined]
 
 
 def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(images: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_answers_over_http_are_the_engines_own_also_for_eight_clients_at_once(ur
             f"{url}/v1/models/{name}/predict", content=picture(seed), headers=PNG, params={"top_k": 4}, timeout=60
         )
         assert response.status_code == 200, response.text
-        expected = catalog.find(name).classifier(picture(seed), 4)
+        expected = catalog.find(name).classifier(picture(seed), 4)  # type: ignore[attr-defined]
         got = response.json()["predictions"]
         assert [p["label"] for p in got] == [p.label for p in expected]
         np.testing.assert_allclose([p["probability"] for p in got], [p.probability for p in expected], rtol=1e-4)

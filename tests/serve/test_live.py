@@ -209,7 +209,7 @@ def test_the_log_of_a_replica_has_each_request_and_nothing_of_what_was_sent(serv
 
     with httpx.Client(timeout=60) as client:
         number = server.detect(client).headers["X-Request-ID"]
-    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"  # type: ignore[attr-defined]
     lines = [line for file in logs.glob("replica_*.log") for line in file.read_text().splitlines() if number in line]
     assert len(lines) == 1
     assert "POST /v1/detect 200" in lines[0]

@@ -71,7 +71,7 @@ class Wayward(FrontEnd):
     breaks: bool = False
 
     def to_uint8(self, iq: torch.Tensor) -> torch.Tensor:
-        asyncio.get_running_loop().take(self.take_s)
+        asyncio.get_running_loop().take(self.take_s)  # type: ignore[attr-defined]
         if self.breaks:
             raise MemoryError("no room for a spectrogram")
         return super().to_uint8(iq)

@@ -54,7 +54,7 @@ def test_status_shows_the_run_of_each_cell_when_asked(grid: SweepDirectory) -> N
     for record in grid.state().cells:
         (line,) = [line for line in text.splitlines() if f" {record.key} " in line and "export" not in line]
         assert line.split()[:2] == record.printed
-    assert f"runs: {grid.cells_uri}" in text
+    assert f"runs: {grid.root}/cells" in text
     assert grid.state().cells[1].key not in output("status", "grid", "--storage", grid.root).split("best:")[0]
 
 
@@ -63,7 +63,7 @@ def test_the_best_cell_is_named_with_the_command_that_makes_a_model_of_it(grid: 
     assert best is not None
     text = output("status", "grid", "--storage", grid.root)
     (line,) = [line.split() for line in text.splitlines() if "longhaul export" in line]
-    assert line == ["longhaul", "export", best.key, "--storage", grid.cells_uri]
+    assert line == ["longhaul", "export", best.key, "--storage", f"{grid.root}/cells"]
     assert resolve_run(line[2], line[4]).uri == grid.run(best.key).uri
     assert f"best: {best.label}, val/top1 {best.score:.4f}" in text
     state = grid.state()

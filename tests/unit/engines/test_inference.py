@@ -158,7 +158,7 @@ def test_callers_in_many_threads_get_their_own_answers(signature, sized_models) 
             value = np.float32(caller * 100 + round_)
             samples = 1 + (caller + round_) % 4
             for engine in engines:
-                assert engine.infer(np.full((samples, 1, 2, 2), value, np.float32))["mean"].tolist() == [value] * samples
+                assert engine.infer(np.full((samples, 1, 2, 2), value, np.float32))["mean"].tolist() == [value] * samples  # type: ignore[attr-defined]
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))

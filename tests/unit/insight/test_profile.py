@@ -184,7 +184,7 @@ def test_a_run_in_phases_is_profiled_at_the_last_ones_resolution(tmp_path: Path)
 
 @pytest.fixture
 def _torch_settings() -> Iterator[None]:
-    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [operation.fp32_precision for operation in operations]
     yield
     for operation, precision in zip(operations, before, strict=True):
@@ -200,7 +200,7 @@ def test_which_operations_run_in_tf32_is_told_apart() -> None:
         ("tf32", "tf32", ("matmul", "cudnn.conv")),
     ):
         torch.backends.cuda.matmul.fp32_precision = products
-        torch.backends.cudnn.conv.fp32_precision = convolutions
+        torch.backends.cudnn.conv.fp32_precision = convolutions  # type: ignore[attr-defined]
         assert tf32_operations() == told
 
 

@@ -146,7 +146,7 @@ def test_which_parameters_are_learnt_stays_as_it_was_where_the_network_is_built_
 
     def build() -> nn.Module:
         model = small_net()
-        model[0].weight.requires_grad_(requires_grad=False)
+        model[0].weight.requires_grad_(requires_grad=False)  # type: ignore[call-arg]
         built.append(model)
         return model
 

@@ -263,7 +263,7 @@ def test_the_forecast_is_what_then_happens() -> None:
 def test_a_hanging_engine_looks_dearer_the_longer_it_hangs_and_so_does_its_forecast() -> None:
     async def scenario() -> list[tuple[float, float]]:
         engine, batcher = await taught()
-        engine.infer = lambda batch: asyncio.get_running_loop().take(1000.0) or {"mean": batch}
+        engine.infer = lambda batch: asyncio.get_running_loop().take(1000.0) or {"mean": batch}  # type: ignore[attr-defined]
         hanging = asyncio.create_task(batcher.infer(samples(0)))
         seen = []
         for _ in range(3):

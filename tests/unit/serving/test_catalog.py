@@ -251,7 +251,7 @@ def test_candidates_are_held_to_the_ensembles_score_and_iou(registry) -> None:
 
 def test_a_detector_that_hangs_has_failed_and_the_others_are_checked(registry) -> None:
     hanging, other = detector(registry), detector(registry, "other")
-    hanging.engine.go.clear()
+    hanging.engine.go.clear()  # type: ignore[attr-defined]
     catalog = Catalog([hanging, other])
 
     async def scenario() -> None:
@@ -259,14 +259,14 @@ def test_a_detector_that_hangs_has_failed_and_the_others_are_checked(registry) -
         await asyncio.wait_for(catalog.check(within_s=0.2), 10)
         assert hanging.failure == "no answer to a check within 0.2 s"
         assert other.failure == ""
-        hanging.engine.go.set()
+        hanging.engine.go.set()  # type: ignore[attr-defined]
         await catalog.check()
         assert hanging.failure == ""
 
     try:
         asyncio.run(scenario())
     finally:
-        hanging.engine.go.set()
+        hanging.engine.go.set()  # type: ignore[attr-defined]
     catalog.close()
 
 

@@ -24,7 +24,7 @@ class BigEngine(TimedEngine):
 
     def infer(self, batch: torch.Tensor) -> dict[str, np.ndarray]:
         stalls = self.stall_s > 0 and len(batch) >= self.least
-        asyncio.get_running_loop().take(self.stall_s if stalls else 0.05 + 0.005 * len(batch))
+        asyncio.get_running_loop().take(self.stall_s if stalls else 0.05 + 0.005 * len(batch))  # type: ignore[attr-defined]
         self.stall_s = 0.0 if stalls else self.stall_s
         return {"mean": batch.mean((1, 2, 3)).numpy()}
 

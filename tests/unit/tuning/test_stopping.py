@@ -314,4 +314,4 @@ def test_ray_tune_stops_by_the_rule_and_lets_the_rest_come_to_their_ends(ray_clu
     new = searcher.trials[1:]
     assert [(trial.coordinates["height"], trial.reached) for trial in new] == [(0.3, 1.0), (0.2, 1.0), (0.5, 4.0)]
     assert [path.name for path in marks.iterdir()] == [new[2].key]  # it was not cut off after its last report
-    assert {result.metrics["epoch"] for result in results} == {1.0, 4.0}
+    assert {result.metrics["epoch"] for result in results} == {1.0, 4.0}  # type: ignore[attr-defined]

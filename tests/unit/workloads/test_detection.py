@@ -79,7 +79,7 @@ def test_a_run_lost_in_mid_epoch_ends_bit_by_bit_where_the_straight_one_does(
     root: Path, straight: Outcome, tmp_path: Path
 ) -> None:
     with pytest.raises(Crash):
-        train(recipe_for(root), tmp_path, Crashing(recipe_for(root), at=5 * 2 + 1))
+        train(recipe_for(root), tmp_path, Crashing(recipe_for(root), at=5 * 2 + 1))  # type: ignore[call-arg]
     resumed = train(recipe_for(root), tmp_path)
     assert resumed.equal(straight)
     assert "resumed" in resumed.events
@@ -89,7 +89,7 @@ def test_with_the_cursor_ignored_the_comparison_fails(
     root: Path, straight: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Crash):
-        train(recipe_for(root), tmp_path, Crashing(recipe_for(root), at=5 * 2 + 1))
+        train(recipe_for(root), tmp_path, Crashing(recipe_for(root), at=5 * 2 + 1))  # type: ignore[call-arg]
     honest = loop.training_steps
     monkeypatch.setattr(
         loop, "training_steps", lambda samples, order, plan, _, workers: honest(samples, order, plan, 0, workers=workers)

@@ -31,7 +31,7 @@ class ScriptedFrontEnd(FrontEnd):
     """Takes the time that the chunk itself says: the second sample's real part. The first is its number, modulo 251, grey."""
 
     def to_uint8(self, iq: torch.Tensor) -> torch.Tensor:
-        asyncio.get_running_loop().take(float(iq[1].real))
+        asyncio.get_running_loop().take(float(iq[1].real))  # type: ignore[attr-defined]
         return torch.full((self.tile, self.tile), int(iq[0].real) % 251, dtype=torch.uint8)
 
 
@@ -154,7 +154,7 @@ def test_merging_that_takes_its_time_is_done_by_the_deadline_or_given_up(monkeyp
     given_up = 0
 
     def slow(replies, *arguments, each):
-        asyncio.get_running_loop().take(merging[CURRENT.get()])
+        asyncio.get_running_loop().take(merging[CURRENT.get()])  # type: ignore[attr-defined]
         return combine(replies, *arguments, each=each)
 
     async def scenario() -> None:
@@ -195,7 +195,7 @@ class ScriptedEngine:
 
     def infer(self, batch: torch.Tensor) -> dict[str, np.ndarray]:
         slow = self.rng.random() < 0.03
-        asyncio.get_running_loop().take((self.base_s + self.each_s * len(batch)) * (6 if slow else 1))
+        asyncio.get_running_loop().take((self.base_s + self.each_s * len(batch)) * (6 if slow else 1))  # type: ignore[attr-defined]
         self.sizes.append(len(batch))
         if self.rng.random() < 0.02:
             raise RuntimeError("device lost")

@@ -46,10 +46,10 @@ def sending(*blocks: bytes):
     rest = list(blocks)
 
     async def receive():
-        receive.given += 1
+        receive.given += 1  # type: ignore[attr-defined]
         return {"type": "http.request", "body": rest.pop(0), "more_body": bool(rest)}
 
-    receive.given = 0
+    receive.given = 0  # type: ignore[attr-defined]
     return receive
 
 
