@@ -63,9 +63,9 @@ class SampleFormat:
         """The integer that stands for 1; 1 for the floating-point types."""
         return 1.0 if self.is_float else float(2 ** (8 * self.component.itemsize - 1))
 
-    def decode(self, raw: npt.NDArray[Any]) -> Complex64:
-        """Components as they lie in the file, I and Q in turn, (2 N,), to (N,) samples in an array of their own."""
-        samples = np.empty(len(raw) // 2, dtype=np.complex64)
+    def decode(self, raw: npt.NDArray[Any], into: Complex64 | None = None) -> Complex64:
+        """Components as they lie in the file, I and Q in turn, (2 N,), to (N,) samples: in `into`, or an array of their own."""
+        samples = np.empty(len(raw) // 2, dtype=np.complex64) if into is None else into
         parts = samples.view(np.float32)
         if self.is_float:
             with np.errstate(over="ignore"):  # past float32's range is infinite, which the reader reports

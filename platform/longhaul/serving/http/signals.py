@@ -62,7 +62,7 @@ class Signal:
             if len(raw) < block.size * form.sample_bytes:
                 last = start + done + len(raw) // form.sample_bytes
                 raise BrokenSignal(f"{self.recording.name}: ends within sample {last}", "Send it whole")
-            block[:] = form.decode(np.frombuffer(raw, dtype=form.component))
+            form.decode(np.frombuffer(raw, dtype=form.component), block)
         if form.is_float:
             check_level(self.recording.name, samples, start)
         return samples
