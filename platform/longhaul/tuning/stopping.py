@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers.async_hyperband import _Bracket
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _DIGITS = 6  # of an epoch; what is computed from steps is 0.3 for one trial and 0.30000000000000004 for another
 _HAIR = 1e-6  # epochs; a rung at 0.1 * 3 lies above 0.3
+_TIE = 1e-6  # of a cutoff; shares of right answers come in single precision, and a mean of two of them is another number
 _FAR = 10**6  # epochs; up to there are rungs: where a trial ends is its own, and one that ends at a rung still counts there
 
 
@@ -60,7 +62,7 @@ def _rule(stopping: AshaStopping | MedianStopping, direction: Direction) -> FIFO
             min_samples_required=stopping.least_trials,
             min_time_slice=math.inf,  # type: ignore[arg-type]  # else it pauses trials to let others catch up
         )
-    return AsyncHyperBandScheduler(
+    rule = AsyncHyperBandScheduler(
         time_attr=EPOCH,
         metric=SCORE,
         mode=direction,
@@ -70,6 +72,20 @@ def _rule(stopping: AshaStopping | MedianStopping, direction: Direction) -> FIFO
         # Otherwise a trial that jumps over a rung is judged there later, by scores from different epochs.
         stop_last_trials=False,
     )
+    rule._brackets = [_Rungs(stopping.least_epochs, _FAR, stopping.reduction, 0, stop_last_trials=False)]  # type: ignore[arg-type]
+    return rule
+
+
+class _Rungs(_Bracket):
+    """Ray's rungs, at which a score that ties with the cutoff goes on: rounding alone stops nobody."""
+
+    def cutoff(self, recorded: Mapping[str, float]) -> float | None:
+        """The score below which a trial ends (more is better); None where nobody has been."""
+        found = super().cutoff(recorded)
+        if found is None:
+            return None
+        cutoff = float(found)  # type: ignore[arg-type]  # scores are real
+        return cutoff - _TIE * abs(cutoff)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,17 @@ def test_at_a_rung_only_the_best_third_goes_on(direction: Direction, sign: float
     assert tell(scheduler, trial("young"), 0.5, sign * 0.0) == CONTINUE
 
 
+@pytest.mark.parametrize(("direction", "sign"), [("max", 1.0), ("min", -1.0)])
+def test_a_score_that_ties_with_the_cutoff_goes_on_whatever_the_rounding(direction: Direction, sign: float) -> None:
+    """Right answers of 288 in single precision: half way between 278 and 282 lies 280, but not to the last bit."""
+    scores = {right: float(np.float32(right / 288)) for right in (277, 278, 279, 280, 282)}
+    assert (scores[278] + scores[282]) / 2 != scores[280]
+    before = [past(str(right), [(1.0, sign * scores[right])]) for right in (277, 278, 282)]
+    rule = AshaStopping(kind="asha", reduction=4)
+    assert tell(make_scheduler(rule, direction, 9, before), trial("tie"), 1.0, sign * scores[280]) == CONTINUE
+    assert tell(make_scheduler(rule, direction, 9, before), trial("below"), 1.0, sign * scores[279]) == STOP
+
+
 def test_between_rungs_nobody_is_judged() -> None:
     scheduler = asha(before=[past(str(place), [(epoch, 9.0) for epoch in (1.0, 2.0, 3.0)]) for place in range(6)])
     one = trial("one")
