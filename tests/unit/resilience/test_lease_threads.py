@@ -28,8 +28,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_over(run: RunDirectory) -> None:
+    """As a driver elsewhere takes a run: it writes until what it has written stays, for a renewal may have been under way."""
     holder = {"holder": "other", "host": "elsewhere", "pid": 1, "renewed_s": time.time()}
-    run.storage.write_bytes("lease.json", json.dumps(holder).encode())
+    stays = False
+    while not stays:
+        run.storage.write_bytes("lease.json", json.dumps(holder).encode())
+        time.sleep(0.1)
+        stays = json.loads(run.storage.read_bytes("lease.json"))["holder"] == "other"
 
 
 def in_thread(work: Callable[[], object]) -> BaseException | None:
