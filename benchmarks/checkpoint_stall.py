@@ -25,10 +25,10 @@ from longhaul.data.loader import BatchPlan
 from longhaul.recipe import parse
 from longhaul.resilience.checkpoint import Retention
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.engine import build_engine
+from longhaul.training.checkpoints.saving import Saver
+from longhaul.training.engine.engine import build_engine
 from longhaul.training.progress import Progress
 from longhaul.training.ranks import Ranks
-from longhaul.training.saving import Saver
 from longhaul.workloads import build
 
 RECIPE = """

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from longhaul.engines.inference import Array
-from longhaul.serving.batching import Batcher
 from longhaul.serving.detection.answers import ChunkAnswer, Status
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble import Ensemble, EnsembleSettings, Member, SheddingSettings
+from longhaul.serving.queueing.batching import Batcher
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
 

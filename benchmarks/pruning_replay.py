@@ -28,8 +28,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from longhaul.recipe.sweep import AshaStopping, PruningSection
 from longhaul.resilience.sweep_directory import SweepDirectory
-from longhaul.tuning.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Start
-from longhaul.tuning.stopping import make_scheduler
+from longhaul.tuning.grid.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Start
+from longhaul.tuning.search.stopping import make_scheduler
 
 ALONG = "data.resolution"
 Table = np.ndarray[Any, np.dtype[np.float64]]

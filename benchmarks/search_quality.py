@@ -4,7 +4,7 @@
 
 Every trial trains a small CNN on the 1,797 digits (8 x 8 pixels, 300 of them to train on) for 9 epochs with AdamW: learning rate,
 weight decay and width are searched, the score is the loss on 500 others. Searcher and scheduler are those of a sweep
-(`tuning.search`, `tuning.stopping`), asked as Ray Tune asks them, by four workers in virtual time, each validation as long as any
+(`tuning.search`), asked as Ray Tune asks them, by four workers in virtual time, each validation as long as any
 other. A sweep's trials are the same in number for each method; its cost is the epochs that it trains, as a share of all.
 
 Prediction, written before the first measurement: TPE ends below random in the median; ASHA costs a third of the epochs and gives
@@ -28,8 +28,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, SearchSection, StoppingSection
-from longhaul.tuning.search import make_searcher
-from longhaul.tuning.stopping import make_scheduler
+from longhaul.tuning.search.search import make_searcher
+from longhaul.tuning.search.stopping import make_scheduler
 
 EPOCHS = 9
 WORKERS = 4

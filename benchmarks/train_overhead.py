@@ -31,8 +31,8 @@ from longhaul.data.order import SampleOrder
 from longhaul.data.samples import Batch
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training.engine.optimizer import build_optimizer
 from longhaul.training.loop import Trainer
-from longhaul.training.optimizer import build_optimizer
 from longhaul.training.ranks import Ranks
 from longhaul.workloads import Workload, build
 

@@ -25,9 +25,9 @@ from fastapi import Depends, FastAPI, Request, Response
 from torchvision.ops import batched_nms
 
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import LoadSettings, choose, load
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
+from longhaul.serving.models.catalog import LoadSettings, choose, load
 from longhaul.signals.geometry import Corners
 from longhaul.signals.tile_folder import TileSettings
 

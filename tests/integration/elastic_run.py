@@ -85,7 +85,7 @@ def _act(root: Path, scenario: str, ranks: Any, calls: int) -> None:
 
 def _check_loading(root: Path) -> None:
     """After each load of a universal checkpoint: what the optimizer holds against what the shards of the checkpoint say."""
-    from longhaul.training.deepspeed_engine import DeepSpeedEngine
+    from longhaul.training.engine.deepspeed_engine import DeepSpeedEngine
 
     real = DeepSpeedEngine.load_universal
 
@@ -159,7 +159,7 @@ def main() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from longhaul.training import elastic
+    from longhaul.training.on_ray import elastic
 
     elastic.RESIZE_CHECK_S = 3.0
     with socket.socket() as probe:
@@ -190,8 +190,8 @@ def main() -> None:
 
 def train(root: Path, scenario: str, engine: str, workers: str) -> threading.Thread:
     """Train in a thread: the main one belongs to the cluster."""
-    from longhaul.training.launch import fit
-    from longhaul.training.ray_worker import train_worker
+    from longhaul.training.on_ray.launch import fit
+    from longhaul.training.on_ray.ray_worker import train_worker
 
     recipe = recipe_of(engine, workers)
     run = RunDirectory.create(str(root), scenario, recipe)

@@ -17,8 +17,8 @@ def _trainer(config: dict[str, Any]) -> Any:
 
     from longhaul.resilience.run_directory import RunDirectory
     from longhaul.training.loop import Trainer
+    from longhaul.training.on_ray.report import report_checkpoint
     from longhaul.training.ranks import Ranks
-    from longhaul.training.report import report_checkpoint
     from longhaul.workloads import build
 
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from longhaul.data.loader import BatchPlan
 from longhaul.recipe.schema import TrainingSection
-from longhaul.training.deepspeed_engine import DeepSpeedEngine
+from longhaul.training.engine.deepspeed_engine import DeepSpeedEngine
 from longhaul.training.ranks import Ranks
 
 CASES = {

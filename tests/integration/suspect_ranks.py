@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from longhaul.data.loader import BatchPlan
 from longhaul.recipe.schema import TrainingSection
-from longhaul.training.deepspeed_engine import DeepSpeedEngine
-from longhaul.training.engine import Engine
+from longhaul.training.engine.deepspeed_engine import DeepSpeedEngine
+from longhaul.training.engine.engine import Engine
+from longhaul.training.engine.torch_engine import TorchEngine
 from longhaul.training.ranks import Ranks
-from longhaul.training.suspects import find
-from longhaul.training.torch_engine import TorchEngine
+from longhaul.training.recovery.suspects import find
 
 ENGINES = ("torch", "zero1", "zero2", "zero3")
 BATCH = 8

@@ -15,7 +15,7 @@ from longhaul.data.order import SampleOrder
 from longhaul.recipe import Recipe, load
 from longhaul.resilience.checkpoint import load_weights
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.quarantine import quarantined
+from longhaul.training.recovery.quarantine import quarantined
 from longhaul.workloads import build
 
 # The same on two ranks without Ray: test_suspects.py; in one process: tests/unit/training/test_survival.py.
@@ -44,8 +44,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirector
 
     @cache
     def go(name: str, recipe: Recipe, poisoned: tuple[str, ...] = (), nan_at: int = 0) -> RunDirectory:
-        from longhaul.training.launch import fit
-        from longhaul.training.ray_worker import train_worker
+        from longhaul.training.on_ray.launch import fit
+        from longhaul.training.on_ray.ray_worker import train_worker
 
         (storage / f"{name}-notes").mkdir()
         run = RunDirectory.create(str(storage), name, recipe)

@@ -27,8 +27,8 @@ OPTIONS = ["training.epochs=null", "training.steps=1", "checkpoints.every=2 step
 
 
 def _train(root: Path, name: str, recipe: Recipe, dress: Any = None) -> RunDirectory:
-    from longhaul.training.launch import fit
-    from longhaul.training.ray_worker import train_worker
+    from longhaul.training.on_ray.launch import fit
+    from longhaul.training.on_ray.ray_worker import train_worker
 
     run = RunDirectory.create(str(root), name, recipe)
     fit(recipe, run, partial(train_worker, dress=dress))

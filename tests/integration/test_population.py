@@ -28,9 +28,9 @@ from longhaul.resilience.checkpoint import CheckpointStore, load_weights
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import SweepDirectory, SweepState
 from longhaul.training.loop import Attempt, Trainer
-from longhaul.tuning.comparison import Comparison, Members
-from longhaul.tuning.lineage import Lineage, run_of
-from longhaul.tuning.member import AT_COMPARISON, CHECKPOINT, ORDER
+from longhaul.tuning.population.comparison import Comparison, Members
+from longhaul.tuning.population.lineage import Lineage, run_of
+from longhaul.tuning.population.member import AT_COMPARISON, CHECKPOINT, ORDER
 from longhaul.tuning.tuner import folder, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

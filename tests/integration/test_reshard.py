@@ -16,9 +16,9 @@ import torch
 from longhaul.recipe import parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, checkpoint_name
 from longhaul.resilience.run_directory import RunDirectory
+from longhaul.training.checkpoints.reshard import UniversalDamagedError, digest, universal
+from longhaul.training.checkpoints.universal import to_universal
 from longhaul.training.ranks import Ranks
-from longhaul.training.reshard import UniversalDamagedError, digest, universal
-from longhaul.training.universal import to_universal
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +194,7 @@ def test_on_s3_it_is_fetched_and_checked(root: Path, s3_server: str) -> None:
 def test_a_file_damaged_on_the_way_is_not_loaded(tmp_path: Path) -> None:
     """What rank 0 found sound may still reach another rank broken."""
     from longhaul.storage import Storage
-    from longhaul.training import reshard
+    from longhaul.training.checkpoints import reshard
 
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "a.pt").write_bytes(b"whole")

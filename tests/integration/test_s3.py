@@ -17,7 +17,7 @@ DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "classification" / "di
 
 
 def test_a_run_on_s3_is_resumed_by_its_name(s3_server: str) -> None:
-    from longhaul.training.launch import fit
+    from longhaul.training.on_ray.launch import fit
 
     boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="longhaul-runs")
     # A small network: the test's S3 server takes 20 MiB a second.

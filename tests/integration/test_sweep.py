@@ -117,7 +117,7 @@ def test_a_grid_trains_each_cell_once_and_an_extended_one_the_new_cells_alone(im
     assert table["standing"] == ["finished", "finished"]
 
     # By Ray Train, the same recipe gives the same weights, bit for bit.
-    from longhaul.training.launch import fit
+    from longhaul.training.on_ray.launch import fit
 
     alone = runs(storage, state)["8"]
     by_ray = RunDirectory.create(storage, "by-ray", alone.recipe())

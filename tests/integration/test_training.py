@@ -45,8 +45,8 @@ def _recipe(engine: str, *more: str) -> Recipe:
 
 
 def _train(storage: str, name: str, engine: str, *more: str, train_function: Any = None) -> RunDirectory:
-    from longhaul.training.launch import fit
-    from longhaul.training.ray_worker import train_worker
+    from longhaul.training.on_ray.launch import fit
+    from longhaul.training.on_ray.ray_worker import train_worker
 
     recipe = _recipe(engine, *more)
     run = RunDirectory.create(storage, name, recipe)

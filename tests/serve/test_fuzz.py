@@ -34,13 +34,13 @@ from schemathesis.specs.openapi.checks import (
 from starlette.websockets import WebSocketDisconnect
 
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import choose, load
 from longhaul.serving.http.answers import DetectAnswer
 from longhaul.serving.http.api import build_api
-from longhaul.serving.http.iq import IqDescription, bare_samples
+from longhaul.serving.http.intake.iq import IqDescription, bare_samples
+from longhaul.serving.http.intake.sigmf_body import recording_in_archive, recording_in_pair
+from longhaul.serving.http.intake.tile_body import tile_pixels
 from longhaul.serving.http.settings import ApiSettings, Limits
-from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
-from longhaul.serving.http.tile_body import tile_pixels
+from longhaul.serving.models.catalog import choose, load
 from longhaul.serving.refusals import Refusal
 from longhaul.signals.sample_format import SampleFormat
 

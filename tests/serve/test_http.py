@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import choose, load
+from longhaul.serving.models.catalog import choose, load
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from longhaul.engines.inference import Array, InferenceEngine
 from longhaul.export.manifest import Manifest
 from longhaul.export.registry import Registry
-from longhaul.serving.loading import make_engine
+from longhaul.serving.models.loading import make_engine
 
 
 class HeldEngine:

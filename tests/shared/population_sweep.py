@@ -14,7 +14,7 @@ from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import SweepState
 from longhaul.training.loop import Trainer
 from longhaul.tuning.board import Board
-from longhaul.tuning.population import run_population
+from longhaul.tuning.population.population import run_population
 from longhaul.tuning.sweep_plan import plan
 
 # 40 images in steps of 8: 5 steps an epoch, 30 in all, compared at 10 and at 20.

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import torch
 
-from longhaul.serving.batching import Batcher
+from longhaul.serving.queueing.batching import Batcher
 
 
 def samples(*values: float) -> torch.Tensor:

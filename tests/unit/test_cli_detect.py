@@ -19,13 +19,13 @@ from longhaul.cli import serve as serve_verb
 from longhaul.cli.main import app
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import Catalog, choose, load
 from longhaul.serving.client import Refused, Unreachable
 from longhaul.serving.detection.answers import ChunkAnswer, Detection, ModelStatus, Status
 from longhaul.serving.detection.tracks import Track
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.tokens import TokenFile
+from longhaul.serving.models.catalog import Catalog, choose, load
 from longhaul.signals.recording import Annotation, write_recording
 
 CENTER = 2.44e9

@@ -63,7 +63,7 @@ def train(
         return
     console.print(f"run {run.uri}")
     console.print(f"[dim]{connect(address)}[/]")
-    from longhaul.training.launch import fit
+    from longhaul.training.on_ray.launch import fit
 
     try:
         with following(run, console):

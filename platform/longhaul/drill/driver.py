@@ -64,8 +64,8 @@ def main(address: str, recipe_file: str, storage: str, name: str, board: str) ->
     from longhaul.drill.dress import dress
     from longhaul.recipe import load
     from longhaul.resilience.run_directory import RunDirectory
-    from longhaul.training.launch import fit
-    from longhaul.training.ray_worker import train_worker
+    from longhaul.training.on_ray.launch import fit
+    from longhaul.training.on_ray.ray_worker import train_worker
 
     logging.basicConfig(level=logging.INFO)
     # The address is for Ray Train's clean-up thread, which asks any cluster on its machine and dies where there are two.

@@ -13,7 +13,7 @@ from longhaul.resilience.accounting import account
 from longhaul.resilience.checkpoint import load_weights
 from longhaul.resilience.ledger import read_ledger
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import memory
+from longhaul.training.recovery import memory
 from longhaul.workloads import build
 
 TOLERANCE = 0.03

@@ -25,10 +25,10 @@ from longhaul.errors import UserError
 from longhaul.export.registry import Registry, split_reference
 from longhaul.serving.arguments import LiveSettings, ServeArguments
 from longhaul.serving.autoscaling import BUSY, MISSED, SHED
-from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
 from longhaul.serving.http.api import build_api
-from longhaul.serving.http.streams import Streams
-from longhaul.serving.updates import RegistryWatch, check_candidates
+from longhaul.serving.http.streaming.streams import Streams
+from longhaul.serving.models.catalog import Catalog, choose, load, warn_of_crowding
+from longhaul.serving.models.updates import RegistryWatch, check_candidates
 
 _LOOK_FOR_STOP_S = 1.0
 _log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import LoadSettings
 from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.shadow import ShadowSettings
 from longhaul.serving.http.settings import ApiSettings
+from longhaul.serving.models.catalog import LoadSettings
 
 REGISTRY_VARIABLE = "LONGHAUL_REGISTRY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -31,8 +31,8 @@ from longhaul.errors import IntegrityError, LonghaulError, UserError
 from longhaul.export.manifest import Manifest
 from longhaul.serving.app import build
 from longhaul.serving.arguments import LiveSettings, ServeArguments
-from longhaul.serving.catalog import choose
 from longhaul.serving.http.tokens import TokenFile
+from longhaul.serving.models.catalog import choose
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 5.0

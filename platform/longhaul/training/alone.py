@@ -18,10 +18,10 @@ from longhaul.resilience.retries import why_not
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.training.driving import driving
 from longhaul.training.loop import Trainer
-from longhaul.training.memory import MemoryExhaustedError, give_back, halve
 from longhaul.training.phases import Phases
 from longhaul.training.progress import Observe, Progress, unobserved
 from longhaul.training.ranks import Ranks
+from longhaul.training.recovery.memory import MemoryExhaustedError, give_back, halve
 from longhaul.training.stage import Stage
 from longhaul.workloads import build
 

@@ -14,7 +14,7 @@ from longhaul.resilience.lease import Lease, lease
 from longhaul.resilience.ledger import mark
 from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.flops import flops_per_sample
+from longhaul.training.record.flops import flops_per_sample
 from longhaul.workloads import build
 
 

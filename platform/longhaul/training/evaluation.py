@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from longhaul.data.loader import batches
 from longhaul.data.samples import Batch, SampleSet
 from longhaul.recipe import Recipe
-from longhaul.training.engine import autocast, to_device
+from longhaul.training.engine.engine import autocast, to_device
 from longhaul.training.ranks import Ranks
 from longhaul.workloads import Workload
 

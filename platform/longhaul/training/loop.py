@@ -29,21 +29,21 @@ from longhaul.resilience.flight import this_host
 from longhaul.resilience.notices import Notice
 from longhaul.resilience.requests import Request, StopRequested
 from longhaul.resilience.run_directory import RunDirectory, Summary
-from longhaul.training.busy import Busy
+from longhaul.training.checkpoints.randomness import seed_everything
+from longhaul.training.checkpoints.resuming import Resumer
+from longhaul.training.checkpoints.saving import Report, Saver
 from longhaul.training.course import Course
-from longhaul.training.engine import Engine, build_engine
+from longhaul.training.engine.engine import Engine, build_engine
 from longhaul.training.evaluation import Evaluation, Evaluator
-from longhaul.training.logbook import Logbook
-from longhaul.training.memory import memory_guard, plan_batches, preflight
 from longhaul.training.progress import Observe, Progress, unobserved
 from longhaul.training.pulse import Pulse
-from longhaul.training.randomness import seed_everything
 from longhaul.training.ranks import Ranks
 from longhaul.training.reaction import react
-from longhaul.training.record import Recorder, SpikeError, begin_record
-from longhaul.training.resuming import Resumer
-from longhaul.training.rollback import Rollback
-from longhaul.training.saving import Report, Saver
+from longhaul.training.record.busy import Busy
+from longhaul.training.record.logbook import Logbook
+from longhaul.training.record.record import Recorder, SpikeError, begin_record
+from longhaul.training.recovery.memory import memory_guard, plan_batches, preflight
+from longhaul.training.recovery.rollback import Rollback
 from longhaul.training.stage import WHOLE, Stage, with_weights
 from longhaul.workloads import Workload
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from longhaul.resilience.notices import Notice, saves_before
 from longhaul.resilience.requests import Request
-from longhaul.training.busy import Busy
+from longhaul.training.checkpoints.saving import Standing
 from longhaul.training.ranks import Ranks
-from longhaul.training.saving import Standing
+from longhaul.training.record.busy import Busy
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from longhaul.recipe import Recipe
 from longhaul.recipe.schedules import PlateauSchedule
 from longhaul.training.course import Course
 from longhaul.training.progress import Progress
-from longhaul.training.record import Recorder
+from longhaul.training.record.record import Recorder
 
 
 def react(progress: Progress, metrics: dict[str, float], recipe: Recipe, course: Course, record: Recorder) -> None:

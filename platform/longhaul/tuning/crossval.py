@@ -20,7 +20,7 @@ from longhaul.resilience.fold_report import Fold, FoldReport, load_report, save_
 from longhaul.resilience.requests import ask, asked
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.storage import Storage
-from longhaul.training.launch import check
+from longhaul.training.on_ray.launch import check
 from longhaul.workloads import build
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _stop(going: dict[ray.ObjectRef[str | None], FoldRun]) -> None:
 
 def _train(recipe: str, storage: str, name: str) -> str | None:
     """In a task of its own: train one fold; the error of one that failed for a reason that it knows."""
-    from longhaul.training.launch import fit
+    from longhaul.training.on_ray.launch import fit
 
     resolved = parse(recipe, source=name)
     try:

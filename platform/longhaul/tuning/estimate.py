@@ -11,7 +11,7 @@ import torch
 
 from longhaul.data.loader import batches
 from longhaul.recipe import Recipe
-from longhaul.training.engine import autocast, to_device
+from longhaul.training.engine.engine import autocast, to_device
 from longhaul.workloads import build
 
 _STEPS = 3  # timed, after one that warms up; the fastest counts, as all that disturbs makes slower

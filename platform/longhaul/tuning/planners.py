@@ -12,10 +12,10 @@ from longhaul.errors import UserError
 from longhaul.recipe.sweep import PruningSection
 from longhaul.resilience.sweep_directory import CellRecord, Refused
 from longhaul.tuning.board import Board
-from longhaul.tuning.cells import FOLD
-from longhaul.tuning.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Wait
-from longhaul.tuning.history import Direction, Ended, Past
-from longhaul.tuning.search import SweepSearcher
+from longhaul.tuning.grid.cells import FOLD
+from longhaul.tuning.grid.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Wait
+from longhaul.tuning.search.history import Direction, Ended, Past
+from longhaul.tuning.search.search import SweepSearcher
 from longhaul.tuning.sweep_plan import SweepPlan
 
 _ATTEMPTS = 50

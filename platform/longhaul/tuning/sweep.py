@@ -21,23 +21,23 @@ from longhaul.resilience.lease import Lease, lease
 from longhaul.resilience.requests import answered
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.resilience.sweep_directory import CellRecord, SweepState
-from longhaul.training.capacity import obtainable
 from longhaul.training.loop import Trainer
+from longhaul.training.on_ray.capacity import obtainable
 from longhaul.tuning.board import Board, Watch, sign
 from longhaul.tuning.budget import Budget
-from longhaul.tuning.cells import FOLD
+from longhaul.tuning.grid.cells import FOLD
 from longhaul.tuning.planners import GridPlan, SearchPlan, pasts, points, with_refused
-from longhaul.tuning.population import run_population
-from longhaul.tuning.resources import charged_resources, parallel_trials, trial_resources
+from longhaul.tuning.population.population import run_population
 from longhaul.tuning.results import results_table
-from longhaul.tuning.search import make_searcher
+from longhaul.tuning.search.search import make_searcher
+from longhaul.tuning.search.stopping import make_scheduler
+from longhaul.tuning.search.verdicts import Verdicts
 from longhaul.tuning.shared_storage import check_shared
-from longhaul.tuning.stopping import make_scheduler
+from longhaul.tuning.sizing.resources import charged_resources, parallel_trials, trial_resources
 from longhaul.tuning.sweep_plan import SweepPlan
 from longhaul.tuning.trial import CellOrder, TrialOrder, placement, train_trial
 from longhaul.tuning.trial_source import Planner, TrialSource
 from longhaul.tuning.tuner import STOPPED, folder, scratch, settings, stoppable
-from longhaul.tuning.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 

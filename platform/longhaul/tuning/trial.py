@@ -26,8 +26,8 @@ from longhaul.resilience.requests import Request, StopRequested, answered, ask, 
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.storage import Storage
 from longhaul.training.alone import can_train_alone, train_alone
-from longhaul.training.launch import fit
 from longhaul.training.loop import Trainer
+from longhaul.training.on_ray.launch import fit
 from longhaul.training.progress import Progress
 from longhaul.workloads import Workload, build
 

@@ -12,7 +12,7 @@ from longhaul.drill.findings import compare_losses, compare_weights, first_chang
 from longhaul.recipe import parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import memory
+from longhaul.training.recovery import memory
 
 RECIPE = "{name: r, model: {name: test_resnet}, data: {kind: digits}, training: {steps: 9, global_batch: 10, micro_batch: 10}}"
 

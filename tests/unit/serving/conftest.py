@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import Catalog, choose, load
-from longhaul.serving.served import ServedClassifier
+from longhaul.serving.models.catalog import Catalog, choose, load
+from longhaul.serving.models.served import ServedClassifier
 
 
 @pytest.fixture

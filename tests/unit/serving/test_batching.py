@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longhaul.serving.batching import Batcher, DeadlinePassed, EngineFailed
-from longhaul.serving.deadline_queue import DeadlineQueue
+from longhaul.serving.queueing.batching import Batcher, DeadlinePassed, EngineFailed
+from longhaul.serving.queueing.deadline_queue import DeadlineQueue
 from tests.shared.timed_engine import TimedEngine, samples, taught
 from tests.shared.virtual_clock import run_virtually
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from longhaul.serving.busy_time import BusyTime
+from longhaul.serving.queueing.busy_time import BusyTime
 
 
 def test_overlapping_work_counts_once_and_asking_begins_anew() -> None:

@@ -12,13 +12,13 @@ import torch
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import Catalog, choose, load, warn_of_crowding
 from longhaul.serving.detection.answers import Detection
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.shadow import Shadow
+from longhaul.serving.models.catalog import Catalog, choose, load, warn_of_crowding
+from longhaul.serving.models.served import ServedClassifier, ServedDetector
 from longhaul.serving.refusals import UnknownModel
-from longhaul.serving.served import ServedClassifier, ServedDetector
 from longhaul.signals.front_end import FrontEnd
 from tests.shared.grid_detector import SAMPLE_RATE_HZ, TILES, publish_grid_detector
 from tests.shared.held_engine import held_engine

@@ -12,7 +12,7 @@ from PIL import Image
 
 from longhaul.data.preprocess import ImagePreprocess
 from longhaul.errors import IntegrityError, UserError
-from longhaul.serving.classifier import Classifier, ImageLimits
+from longhaul.serving.models.classifier import Classifier, ImageLimits
 from longhaul.serving.refusals import BrokenImage, ImageTooLarge, InvalidParameter
 
 

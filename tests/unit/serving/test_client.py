@@ -23,11 +23,11 @@ from recordings import CENTER, RATE, SAMPLES, written
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import choose, load
 from longhaul.serving.client import Longhaul, Refused, Unreachable
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.tokens import TokenFile, new_token
+from longhaul.serving.models.catalog import choose, load
 from longhaul.signals.recording import open_recording, write_recording
 
 Serve = Callable[[Any], str]

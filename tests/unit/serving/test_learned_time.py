@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from longhaul.serving.learned_time import BatchTimes, LearnedTime
+from longhaul.serving.queueing.learned_time import BatchTimes, LearnedTime
 
 
 def test_a_coarse_clock_is_seen_through() -> None:

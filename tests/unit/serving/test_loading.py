@@ -9,7 +9,7 @@ from grid_detector import CELL, SIDE, publish_grid_detector
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.export.manifest import PlanRecord
-from longhaul.serving.loading import make_engine, plan_choices
+from longhaul.serving.models.loading import make_engine, plan_choices
 
 
 @pytest.fixture

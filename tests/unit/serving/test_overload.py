@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from longhaul.serving.batching import Batcher, DeadlinePassed
+from longhaul.serving.queueing.batching import Batcher, DeadlinePassed
 from tests.shared.timed_engine import TimedEngine, samples, taught
 from tests.shared.virtual_clock import run_virtually
 

@@ -17,19 +17,19 @@ import torch
 from longhaul.engines.inference import EngineClosed
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving import updates
-from longhaul.serving.catalog import Catalog, choose, load, load_model
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.shadow import ShadowSettings
-from longhaul.serving.served import ServedDetector
-from longhaul.serving.updates import RegistryWatch
+from longhaul.serving.models import updates
+from longhaul.serving.models.catalog import Catalog, choose, load, load_model
+from longhaul.serving.models.served import ServedDetector
+from longhaul.serving.models.updates import RegistryWatch
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
 from tests.shared.broken_detector import damage, publish_failing_detector
 from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
 from tests.shared.held_engine import held_engine
 
-LOG = "longhaul.serving.updates"
+LOG = "longhaul.serving.models.updates"
 WHY = {"damaged": "SHA-256 differs", "failing": "out of data bounds", "not a number": "not finite"}
 
 

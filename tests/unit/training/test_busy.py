@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from longhaul.training.busy import Busy, Stragglers
+from longhaul.training.record.busy import Busy, Stragglers
 
 
 def test_a_straggler_is_named_after_three_looks_in_a_row_and_once() -> None:

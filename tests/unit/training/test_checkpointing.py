@@ -20,13 +20,13 @@ from longhaul.errors import IntegrityError, UserError
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, Retention, load_weights
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import saving
-from longhaul.training.engine import Engine, build_engine
+from longhaul.training.checkpoints import saving
+from longhaul.training.checkpoints.resuming import Resumer
+from longhaul.training.checkpoints.saving import Saver
+from longhaul.training.engine.engine import Engine, build_engine
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
 from longhaul.training.ranks import Ranks
-from longhaul.training.resuming import Resumer
-from longhaul.training.saving import Saver
 from longhaul.workloads import build
 
 RECIPE = """

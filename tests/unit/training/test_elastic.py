@@ -15,8 +15,8 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.requests import answered, ask, asked
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import elastic
-from longhaul.training.elastic import DivisorScalingPolicy, SaveFirst, scaling_config, scaling_policy, world_sizes
+from longhaul.training.on_ray import elastic
+from longhaul.training.on_ray.elastic import DivisorScalingPolicy, SaveFirst, scaling_config, scaling_policy, world_sizes
 
 RECIPE = """
 name: elastic

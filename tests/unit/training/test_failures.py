@@ -29,9 +29,9 @@ from longhaul.resilience.flight import FlightState
 from longhaul.resilience.incidents import incidents
 from longhaul.resilience.ledger import read_ledger
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training import failures
-from longhaul.training.failures import DriverLedger, RunFailurePolicy, classify, ended_by
-from longhaul.training.memory import MemoryExhaustedError
+from longhaul.training.on_ray import failures
+from longhaul.training.on_ray.failures import DriverLedger, RunFailurePolicy, classify, ended_by
+from longhaul.training.recovery.memory import MemoryExhaustedError
 
 RECIPE = "{name: r, model: {name: test_resnet}, data: {kind: digits}, training: {steps: 9}}"
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from longhaul.data.samples import Batch
 from longhaul.recipe import parse
-from longhaul.training.flops import flops_per_sample
+from longhaul.training.record.flops import flops_per_sample
 from longhaul.workloads import build
 from longhaul.workloads.classification import Classification
 

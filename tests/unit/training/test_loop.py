@@ -120,7 +120,7 @@ def test_with_a_part_of_the_state_ignored_the_resumed_run_differs(
     recipe: Recipe, crashed: Path, straight: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
     """More negative controls: what was saved is not put back."""
-    from longhaul.training import resuming
+    from longhaul.training.checkpoints import resuming
 
     if ignored == "random state":
         monkeypatch.setattr(resuming, "restore_random_state", lambda state: None)

@@ -9,9 +9,9 @@ import torch
 
 from longhaul.resilience.notices import Notice
 from longhaul.training import pulse as module
-from longhaul.training.busy import Busy
 from longhaul.training.pulse import News, Pulse
 from longhaul.training.ranks import Ranks
+from longhaul.training.record.busy import Busy
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -13,7 +13,7 @@ from longhaul.data.images import ImageSamples
 from longhaul.recipe import parse
 from longhaul.resilience.divergence import Suspect
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.quarantine import add_to_report, draw, quarantined
+from longhaul.training.recovery.quarantine import add_to_report, draw, quarantined
 from longhaul.workloads.classification import Classification
 
 RECIPE = "{name: few, model: {name: test_resnet}, data: {kind: imagefolder, root: ROOT, resolution: 16}, training: {steps: 1}}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longhaul.training.randomness import random_state, restore_random_state, seed_everything
+from longhaul.training.checkpoints.randomness import random_state, restore_random_state, seed_everything
 
 
 def draw() -> tuple[list[float], list[float], list[float]]:

@@ -11,13 +11,13 @@ import torch
 
 from longhaul.recipe import parse
 from longhaul.resilience.run_directory import RunDirectory, Summary
-from longhaul.training import record
-from longhaul.training.engine import StepResult
+from longhaul.training.checkpoints.saving import Save
+from longhaul.training.engine.engine import StepResult
 from longhaul.training.evaluation import Evaluation
 from longhaul.training.progress import Progress
 from longhaul.training.ranks import Ranks
-from longhaul.training.record import Recorder, SpikeError
-from longhaul.training.saving import Save
+from longhaul.training.record import record
+from longhaul.training.record.record import Recorder, SpikeError
 
 RECIPE = "{name: r, model: {name: test_resnet}, data: {kind: digits}, training: {steps: 9, global_batch: 10, micro_batch: 10}}"
 

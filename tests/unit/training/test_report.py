@@ -12,8 +12,8 @@ import pytest
 from longhaul.recipe import parse
 from longhaul.resilience.checkpoint import CheckpointStore, Manifest, checkpoint_name
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.report import SNAPSHOT, plain_metrics, rebuild_snapshot
-from longhaul.training.saving import score
+from longhaul.training.checkpoints.saving import score
+from longhaul.training.on_ray.report import SNAPSHOT, plain_metrics, rebuild_snapshot
 
 RECIPE = "{name: r, model: {name: test_resnet}, data: {kind: digits}, training: {steps: 9}}"
 

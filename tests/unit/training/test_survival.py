@@ -26,8 +26,8 @@ from longhaul.resilience import flight
 from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.requests import ask, asked
 from longhaul.resilience.run_directory import RunDirectory
-from longhaul.training.memory import MemoryExhaustedError
-from longhaul.training.rollback import DivergedError
+from longhaul.training.recovery.memory import MemoryExhaustedError
+from longhaul.training.recovery.rollback import DivergedError
 from longhaul.workloads.classification import Classification
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional
 from longhaul.data.samples import Batch
 from longhaul.recipe.schema import TrainingSection
 from longhaul.resilience.divergence import SpikeKind, Suspect
+from longhaul.training.engine.torch_engine import TorchEngine
 from longhaul.training.ranks import Ranks
-from longhaul.training.suspects import find
-from longhaul.training.torch_engine import TorchEngine
+from longhaul.training.recovery.suspects import find
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 NAN = math.nan

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longhaul.recipe.schema import OptimizerSection, TrainingSection
-from longhaul.training.optimizer import build_optimizer, set_rate
+from longhaul.training.engine.optimizer import build_optimizer, set_rate
+from longhaul.training.engine.torch_engine import TorchEngine
 from longhaul.training.ranks import Ranks
-from longhaul.training.torch_engine import TorchEngine
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 Batch = dict[str, Tensor]

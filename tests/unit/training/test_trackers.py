@@ -16,8 +16,8 @@ import pytest
 
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.run_directory import RunDirectory, Summary
-from longhaul.training.tracker_feed import Feed, Row, Shelf, Status
-from longhaul.training.trackers import Trackers, make_trackers
+from longhaul.training.record.tracker_feed import Feed, Row, Shelf, Status
+from longhaul.training.record.trackers import Trackers, make_trackers
 
 TEXT = "{name: tiny, model: {name: resnet10t}, data: {kind: digits}, training: {epochs: 2}, tracking: {project: tests}}"
 
@@ -177,7 +177,7 @@ def test_wandb_offline_writes_and_goes_on_under_its_id(root: str, tmp_path: Path
 
 @pytest.mark.parametrize("how", ["key", "netrc", "nothing"])
 def test_wandb_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str) -> None:
-    from longhaul.training import trackers
+    from longhaul.training.record import trackers
 
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     if how == "key":
@@ -191,7 +191,7 @@ def test_no_library_is_imported_that_was_not_chosen(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from longhaul.training import trackers; from longhaul.recipe import parse\n"
+        "import sys; from longhaul.training.record import trackers; from longhaul.recipe import parse\n"
         "from longhaul.resilience.run_directory import RunDirectory\n"
         f"recipe = parse({TEXT!r}); run = RunDirectory.create({str(tmp_path)!r}, 'a', recipe)\n"
         "made = trackers.make_trackers(recipe, run, {}); made.log({'a': 1.0}, 1, 0.1); made.close('finished')\n"

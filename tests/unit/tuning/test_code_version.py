@@ -11,7 +11,7 @@ import pytest
 
 import longhaul
 from longhaul.recipe import Recipe, parse
-from longhaul.tuning.code_version import CodeVersion, Sources, changed, code_version
+from longhaul.tuning.grid.code_version import CodeVersion, Sources, changed, code_version
 
 CLASSIFIER = """
 name: cell
@@ -53,11 +53,20 @@ def test_the_closure_holds_what_decides_numbers_and_no_more() -> None:
     rooms = {
         "data": ("loader", "order", "samples", "images", "digits", "preprocess", "subset"),
         "models": ("zoo",),
-        "training": ("loop", "schedule", "optimizer", "torch_engine", "randomness", "evaluation", "phases", "memory", "course"),
+        "training": ("loop", "schedule", "evaluation", "phases", "course"),
+        "training.engine": ("optimizer", "torch_engine"),
+        "training.checkpoints": ("randomness",),
+        "training.recovery": ("memory",),
         "workloads": ("base", "classification"),
     }
     assert {f"longhaul.{room}.{module}" for room, names in rooms.items() for module in names} <= modules
-    absent = ("training.record", "training.trackers", "training.deepspeed_engine", "workloads.detection", "models.faster_rcnn")
+    absent = (
+        "training.record.record",
+        "training.record.trackers",
+        "training.engine.deepspeed_engine",
+        "workloads.detection",
+        "models.faster_rcnn",
+    )
     assert modules.isdisjoint(f"longhaul.{module}" for module in (*absent, "data.cifar10", "models.small_cnns", "errors"))
     assert {name.split(".")[1] for name in modules} <= {"data", "models", "signals", "workloads", "training", "recipe"}
     assert {name for name in modules if ".recipe" in name} == {"longhaul.recipe.duration", "longhaul.recipe.phases"}
@@ -80,12 +89,12 @@ def test_deepspeed_counts_where_it_is_used() -> None:
     plain, sharded = code_version(_recipe()), code_version(_recipe(engine="zero1"))
     assert "deepspeed" not in plain.libraries
     assert "deepspeed" in sharded.libraries
-    assert "longhaul.training.deepspeed_engine" in sharded.modules
+    assert "longhaul.training.engine.deepspeed_engine" in sharded.modules
 
 
 def test_comments_docstrings_and_layout_change_nothing(package: Path) -> None:
     before = code_version(_recipe(), Sources(package))
-    for file in ("data/order.py", "training/loop.py", "recipe/schema.py", "training/record.py"):
+    for file in ("data/order.py", "training/loop.py", "recipe/schema.py", "training/record/record.py"):
         path = package / file
         lines = path.read_text().replace('"""', '"""Other words. ', 1).splitlines()
         path.write_text("# a comment\n" + "\n\n".join(lines[:1]) + "\n" + "\n".join(f"{line}  " for line in lines[1:]) + "\n")
@@ -103,7 +112,7 @@ def test_a_constant_an_operator_and_a_default_change_it(package: Path) -> None:
 
 def test_what_only_records_changes_nothing(package: Path) -> None:
     before = code_version(_recipe(), Sources(package))
-    assert _edited(package, "training/record.py", lambda text: text + "\n_NEW = 1\n") == before
+    assert _edited(package, "training/record/record.py", lambda text: text + "\n_NEW = 1\n") == before
     assert _edited(package, "resilience/checkpoint.py", lambda text: text + "\n_NEW = 1\n") == before
 
 

@@ -10,10 +10,10 @@ from longhaul.errors import UserError
 from longhaul.models.counting import Count
 from longhaul.recipe import Recipe, parse
 from longhaul.recipe.schema import OptimizerSection
-from longhaul.training.flops import flops_per_sample
-from longhaul.tuning.cost import CostBook, training_cost
-from longhaul.tuning.memory_estimate import memory_gb
-from longhaul.tuning.micro_batch import fit_micro_batch, largest_share
+from longhaul.training.record.flops import flops_per_sample
+from longhaul.tuning.sizing.cost import CostBook, training_cost
+from longhaul.tuning.sizing.memory_estimate import memory_gb
+from longhaul.tuning.sizing.micro_batch import fit_micro_batch, largest_share
 from longhaul.workloads import build
 
 COUNT = Count(parameters=10**6, buffers=0, size_mb=4.0, flops=1e9, activation_bytes=10**8, feature_width=None)

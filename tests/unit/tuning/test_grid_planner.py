@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longhaul.recipe.sweep import PruningSection
-from longhaul.tuning.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Start, Wait
+from longhaul.tuning.grid.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Start, Wait
 
 SIDES = (32, 64, 96, 128)
 PRUNING = PruningSection()

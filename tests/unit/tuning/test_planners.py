@@ -13,7 +13,7 @@ from longhaul.recipe.sweep import PruningSection, SweepRecipe
 from longhaul.resilience.sweep_directory import CellRecord, Standing
 from longhaul.tuning.board import Board
 from longhaul.tuning.planners import GridPlan, SearchPlan, ended_of, mean_score, pasts, points
-from longhaul.tuning.search import make_searcher
+from longhaul.tuning.search.search import make_searcher
 from longhaul.tuning.sweep_plan import SweepPlan, plan
 
 

@@ -19,8 +19,8 @@ from longhaul.resilience.sweep_directory import SweepDirectory
 from longhaul.storage import Storage
 from longhaul.training.alone import train_alone
 from longhaul.training.course import Course
-from longhaul.tuning.lineage import Lineage, begin_generation, explore, may_change
-from longhaul.tuning.population import check_population
+from longhaul.tuning.population.lineage import Lineage, begin_generation, explore, may_change
+from longhaul.tuning.population.population import check_population
 
 LR, DECAY, SMOOTHING = "training.optimizer.lr", "training.optimizer.weight_decay", "workload.label_smoothing"
 SPACE: dict[str, Any] = {

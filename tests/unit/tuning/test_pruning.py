@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from longhaul.tuning.pruning import Evidence, Measured, chance_above_all, fit, lower_bound, normal_scores
+from longhaul.tuning.grid.pruning import Evidence, Measured, chance_above_all, fit, lower_bound, normal_scores
 
 Rows = dict[Hashable, dict[int, Measured]]
 Table = Sequence[Sequence[float | None]]

@@ -9,7 +9,7 @@ from longhaul.recipe import Recipe, parse
 from longhaul.recipe.sweep import BudgetSection, ResourcesSection
 from longhaul.resilience.sweep_directory import CellRecord, Standing, SweepState
 from longhaul.tuning.budget import Budget, dollars
-from longhaul.tuning.resources import DRIVER, gpu_share, parallel_trials, trial_resources
+from longhaul.tuning.sizing.resources import DRIVER, gpu_share, parallel_trials, trial_resources
 
 AUTO = ResourcesSection(gpu_memory_gb=16)
 CPUS, GPUS = {"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}

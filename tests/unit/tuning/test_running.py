@@ -25,10 +25,10 @@ from longhaul.tuning import board as board_module
 from longhaul.tuning import trial, trial_source
 from longhaul.tuning.board import PAUSED, Board
 from longhaul.tuning.budget import Budget
-from longhaul.tuning.resources import charged_resources
+from longhaul.tuning.search.verdicts import Verdicts
+from longhaul.tuning.sizing.resources import charged_resources
 from longhaul.tuning.trial import CellOrder, TrialOrder, train_trial
 from longhaul.tuning.trial_source import TrialSource
-from longhaul.tuning.verdicts import Verdicts
 
 WHY = "stopped early by asha"
 PRICES = BudgetSection(dollars_per_cpu_hour=3600.0, dollars_per_gpu_hour=36000.0)

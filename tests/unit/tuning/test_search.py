@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 from longhaul.recipe.sweep import SearchSection
-from longhaul.tuning.history import Direction, Past
-from longhaul.tuning.search import SweepSearcher, draw, make_searcher
+from longhaul.tuning.search.history import Direction, Past
+from longhaul.tuning.search.search import SweepSearcher, draw, make_searcher
 
 FINISHED = Searcher.FINISHED
 PLANE = {"lr": {"log_uniform": [1e-5, 1.0]}, "decay": {"uniform": [0.0, 1.0]}}

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from longhaul.recipe.sweep import SearchSection
-from longhaul.tuning.space import SearchSpace
+from longhaul.tuning.search.space import SearchSpace
 
 MIXED = {
     "training.optimizer.lr": {"log_uniform": [1e-4, 1e-1]},

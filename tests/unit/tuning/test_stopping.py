@@ -17,9 +17,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
-from longhaul.tuning.history import Direction, Past
-from longhaul.tuning.search import make_searcher
-from longhaul.tuning.stopping import make_scheduler
+from longhaul.tuning.search.history import Direction, Past
+from longhaul.tuning.search.search import make_searcher
+from longhaul.tuning.search.stopping import make_scheduler
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 ASHA = AshaStopping(kind="asha", least_epochs=1, reduction=3)

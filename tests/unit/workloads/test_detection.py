@@ -19,7 +19,7 @@ from longhaul.insight.curves import draw_run
 from longhaul.recipe import Recipe, parse
 from longhaul.resilience.run_directory import RunDirectory
 from longhaul.training import loop
-from longhaul.training.quarantine import quarantined
+from longhaul.training.recovery.quarantine import quarantined
 from longhaul.workloads import build
 from longhaul.workloads.detection import Detection, detections
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longhaul.engines.inference import Array
-from longhaul.serving.batching import DeadlinePassed
 from longhaul.serving.detection.answers import ModelStatus, Status
 from longhaul.serving.detection.members import Member
+from longhaul.serving.queueing.batching import DeadlinePassed
 
 
 @dataclass(frozen=True)

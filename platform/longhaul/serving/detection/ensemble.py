@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from longhaul.errors import UserError
-from longhaul.serving.batching import DeadlinePassed
-from longhaul.serving.deadline_queue import DeadlineQueue
 from longhaul.serving.detection.answers import ChunkAnswer, Status
 from longhaul.serving.detection.asking import Reply, ask, story
 from longhaul.serving.detection.chunk import SignalChunk
@@ -25,7 +23,9 @@ from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.members import Member, MemberState, Observer, Runner
 from longhaul.serving.detection.places import Places
 from longhaul.serving.detection.shedding import SheddingController, SheddingSettings
-from longhaul.serving.learned_time import BatchTimes, LearnedTime
+from longhaul.serving.queueing.batching import DeadlinePassed
+from longhaul.serving.queueing.deadline_queue import DeadlineQueue
+from longhaul.serving.queueing.learned_time import BatchTimes, LearnedTime
 from longhaul.serving.refusals import InvalidParameter, UnknownModel
 from longhaul.signals.tile_folder import TileSettings
 

@@ -15,7 +15,7 @@ _SAME_RATE = 1e-6  # relative; rates are often written with few digits
 
 
 class Runner(Protocol):
-    """What a member needs of `longhaul.serving.batching.Batcher`, which fulfils it."""
+    """What a member needs of `longhaul.serving.queueing.batching.Batcher`, which fulfils it."""
 
     async def infer(self, samples: Tensor, *, deadline: float | None) -> dict[str, Array]: ...
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longhaul.engines.inference import Array
-from longhaul.serving.batching import DeadlinePassed
 from longhaul.serving.detection.answers import ChunkAnswer, Detection
 from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.members import Member
 from longhaul.serving.detection.merging import emissions_of, suppress
 from longhaul.serving.detection.places import Places
 from longhaul.serving.detection.shadow_report import Agreement, Counts, ShadowReport, ShadowSettings, Tally, compare
+from longhaul.serving.queueing.batching import DeadlinePassed
 
 __all__ = ["Agreement", "Shadow", "ShadowReport", "ShadowSettings"]
 

@@ -9,20 +9,20 @@ from typing import Any
 from fastapi import FastAPI
 
 from longhaul import __version__
-from longhaul.serving.catalog import Catalog
 from longhaul.serving.http import problems
 from longhaul.serving.http.access import Observer
-from longhaul.serving.http.budget import Budget
 from longhaul.serving.http.classify import classify_router
 from longhaul.serving.http.detect import detect_router
 from longhaul.serving.http.detectors import Detectors
 from longhaul.serving.http.guard import OPEN_PATHS, Gate, Guard
+from longhaul.serving.http.intake.budget import Budget
 from longhaul.serving.http.metrics import Metrics
 from longhaul.serving.http.model_routes import model_router
 from longhaul.serving.http.server_routes import server_router
 from longhaul.serving.http.settings import ApiSettings
-from longhaul.serving.http.stream import stream_router
-from longhaul.serving.http.streams import Streams
+from longhaul.serving.http.streaming.stream import stream_router
+from longhaul.serving.http.streaming.streams import Streams
+from longhaul.serving.models.catalog import Catalog
 
 _ABOUT = """Finds emissions in signals and classifies pictures, with models from a Longhaul registry.
 

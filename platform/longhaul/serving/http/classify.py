@@ -7,16 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
-from longhaul.serving.catalog import Catalog
-from longhaul.serving.classifier import Prediction
-from longhaul.serving.http.bodies import BodyLimits, field_bytes, media_type, read_body, read_form
 from longhaul.serving.http.guard import needs
+from longhaul.serving.http.intake.bodies import BodyLimits, field_bytes, media_type, read_body, read_form
 from longhaul.serving.http.model_routes import Name, Version
 from longhaul.serving.http.problems import documented
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.tokens import Scope
+from longhaul.serving.models.catalog import Catalog
+from longhaul.serving.models.classifier import Prediction
+from longhaul.serving.models.served import Served, ServedClassifier
 from longhaul.serving.refusals import BrokenImage, ImageTooLarge, UnsupportedContentType, WrongTask
-from longhaul.serving.served import Served, ServedClassifier
 
 IMAGE_FIELD = "image"
 _FORM_OVERHEAD_BYTES = 64 << 10  # boundaries and headers around the picture

@@ -17,20 +17,20 @@ from starlette.requests import ClientDisconnect
 from longhaul.serving.detection.answers import ChunkAnswer
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.tracks import Tracker
-from longhaul.serving.http import detect_body
 from longhaul.serving.http.answers import DetectAnswer
-from longhaul.serving.http.bodies import BodyLimits, Spool, field_bytes, media_type, read_body, read_form
-from longhaul.serving.http.budget import DECODED_BYTES, Budget
 from longhaul.serving.http.detectors import Detectors
 from longhaul.serving.http.guard import needs
-from longhaul.serving.http.iq import BODY, IqDescription, bare_samples, check_description
+from longhaul.serving.http.intake import detect_body
+from longhaul.serving.http.intake.bodies import BodyLimits, Spool, field_bytes, media_type, read_body, read_form
+from longhaul.serving.http.intake.budget import DECODED_BYTES, Budget
+from longhaul.serving.http.intake.iq import BODY, IqDescription, bare_samples, check_description
+from longhaul.serving.http.intake.references import Reference, References
+from longhaul.serving.http.intake.sigmf_body import recording_in_archive, recording_in_pair
+from longhaul.serving.http.intake.signals import MOST_HZ, Signal
+from longhaul.serving.http.intake.tile_body import most_bytes, tile_pixels
 from longhaul.serving.http.problems import documented
-from longhaul.serving.http.references import Reference, References
 from longhaul.serving.http.settings import ApiSettings
-from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
-from longhaul.serving.http.signals import MOST_HZ, Signal
-from longhaul.serving.http.stream_plan import LONGEST_NAME, MOST_MODELS
-from longhaul.serving.http.tile_body import most_bytes, tile_pixels
+from longhaul.serving.http.streaming.stream_plan import LONGEST_NAME, MOST_MODELS
 from longhaul.serving.http.tokens import Scope
 from longhaul.serving.refusals import (
     BodyTooLarge,

@@ -8,14 +8,14 @@ from collections.abc import Collection
 from torch import Tensor
 
 from longhaul.engines.inference import only_input
-from longhaul.serving.catalog import Catalog
 from longhaul.serving.detection.answers import ChunkAnswer, Status
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble import Ensemble
 from longhaul.serving.http.metrics import Metrics
 from longhaul.serving.http.settings import ApiSettings
+from longhaul.serving.models.catalog import Catalog
+from longhaul.serving.models.served import ServedDetector
 from longhaul.serving.refusals import InvalidParameter, NoDetector, Overloaded, UnknownModel, WrongTask
-from longhaul.serving.served import ServedDetector
 from longhaul.signals.tile_folder import TileSettings
 
 _FAILED = "it failed; the server's log has the reason"

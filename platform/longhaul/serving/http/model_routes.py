@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
 
-from longhaul.serving.catalog import Catalog
 from longhaul.serving.detection.shadow import ShadowReport
 from longhaul.serving.http.guard import needs
 from longhaul.serving.http.problems import documented
 from longhaul.serving.http.tokens import Scope
+from longhaul.serving.models.catalog import Catalog
+from longhaul.serving.models.served import Served
 from longhaul.serving.refusals import NoShadow
-from longhaul.serving.served import Served
 
 
 class ModelSummary(BaseModel):

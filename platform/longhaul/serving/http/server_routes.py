@@ -9,12 +9,12 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from longhaul.serving.catalog import Catalog
 from longhaul.serving.http.guard import needs
 from longhaul.serving.http.metrics import Metrics
 from longhaul.serving.http.problems import documented
 from longhaul.serving.http.reference_page import render
 from longhaul.serving.http.tokens import Scope
+from longhaul.serving.models.catalog import Catalog
 from longhaul.serving.refusals import NotReady, NoWatch
 
 _METRICS: dict[int | str, dict[str, Any]] = {

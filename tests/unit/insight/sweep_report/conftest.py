@@ -13,7 +13,7 @@ from sweep_maker import ENDS, make_grid
 
 from longhaul.insight.sweep_report.report import Wanted, write_report
 from longhaul.resilience.sweep_directory import SweepDirectory
-from longhaul.tuning.lineage import Best, Donor, Generation, Lineage, Member
+from longhaul.tuning.population.lineage import Best, Donor, Generation, Lineage, Member
 
 SMALL = ("simple_cnn", "tiny_cnn")
 LR, AUGMENT, NAME = "training.optimizer.lr", "data.augment", "model.name"

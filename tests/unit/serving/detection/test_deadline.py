@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from longhaul.serving.batching import Batcher
 from longhaul.serving.detection import ensemble as ensemble_module
 from longhaul.serving.detection.answers import ChunkAnswer, Status
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble import LEAST_MARGIN_S, Ensemble, EnsembleSettings, Member, SheddingSettings
+from longhaul.serving.queueing.batching import Batcher
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
 from tests.shared.virtual_clock import run_virtually

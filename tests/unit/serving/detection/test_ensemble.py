@@ -13,11 +13,11 @@ from pydantic import PrivateAttr
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
-from longhaul.serving.batching import Batcher
 from longhaul.serving.detection.answers import ChunkAnswer
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble import Ensemble, EnsembleSettings, Member
-from longhaul.serving.loading import make_engine
+from longhaul.serving.models.loading import make_engine
+from longhaul.serving.queueing.batching import Batcher
 from longhaul.serving.refusals import InvalidParameter, UnknownModel
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.geometry import Corners

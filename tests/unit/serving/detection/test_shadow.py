@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longhaul.engines.inference import Array
-from longhaul.serving.batching import DeadlinePassed
 from longhaul.serving.detection.answers import ChunkAnswer, Detection, ModelStatus, Status
 from longhaul.serving.detection.ensemble_settings import EnsembleSettings
 from longhaul.serving.detection.members import Member
 from longhaul.serving.detection.shadow import Shadow, ShadowReport, ShadowSettings
 from longhaul.serving.detection.shadow_report import compare
+from longhaul.serving.queueing.batching import DeadlinePassed
 
 TILES = torch.zeros(1, 1, 64, 64)
 CLASSES = ("wifi", "bluetooth")

@@ -11,9 +11,9 @@ from grid_detector import publish_grid_detector
 from http_signals import local_client
 
 from longhaul.export.registry import Registry
-from longhaul.serving.catalog import choose, load
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
+from longhaul.serving.models.catalog import choose, load
 
 
 @pytest.fixture(scope="session")

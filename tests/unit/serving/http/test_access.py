@@ -14,7 +14,7 @@ from longhaul.errors import UserError
 from longhaul.serving.http.api import build_api
 from longhaul.serving.http.settings import ApiSettings
 from longhaul.serving.http.tokens import TokenFile, new_token
-from longhaul.serving.updates import RegistryWatch
+from longhaul.serving.models.updates import RegistryWatch
 
 
 @pytest.fixture

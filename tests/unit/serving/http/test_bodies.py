@@ -18,12 +18,12 @@ from http_signals import assert_problem, detect, packed, png, recorded, tone
 from virtual_clock import run_virtually
 
 from longhaul.errors import UserError
-from longhaul.serving.http.archives import find_packed
-from longhaul.serving.http.bodies import BodyLimits, read_body
+from longhaul.serving.http.intake.archives import find_packed
+from longhaul.serving.http.intake.bodies import BodyLimits, read_body
+from longhaul.serving.http.intake.sigmf_body import recording_in_archive, recording_in_pair
+from longhaul.serving.http.intake.signals import Signal
+from longhaul.serving.http.intake.tile_body import tile_pixels
 from longhaul.serving.http.settings import Limits
-from longhaul.serving.http.sigmf_body import recording_in_archive, recording_in_pair
-from longhaul.serving.http.signals import Signal
-from longhaul.serving.http.tile_body import tile_pixels
 from longhaul.serving.refusals import BodyTooLarge, BrokenImage, BrokenSignal, SlowBody, UnsupportedContentType
 from longhaul.signals.recording import open_recording
 

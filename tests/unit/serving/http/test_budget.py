@@ -11,8 +11,8 @@ import pytest
 from grid_detector import CHUNK_SAMPLES
 from http_signals import assert_problem, detect, tone
 
-from longhaul.serving.http.budget import DECODED_BYTES, Budget
-from longhaul.serving.http.iq import IqDescription, bare_samples
+from longhaul.serving.http.intake.budget import DECODED_BYTES, Budget
+from longhaul.serving.http.intake.iq import IqDescription, bare_samples
 from longhaul.serving.http.settings import Limits
 from longhaul.serving.refusals import BodyTooLarge, Overloaded
 

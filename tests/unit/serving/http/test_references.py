@@ -12,7 +12,7 @@ from grid_detector import CHUNK_SAMPLES
 from http_signals import assert_problem, detect, packed, recorded, tone
 from pydantic import ValidationError
 
-from longhaul.serving.http.references import Reference, References
+from longhaul.serving.http.intake.references import Reference, References
 from longhaul.serving.http.settings import ApiSettings, Limits
 from longhaul.serving.refusals import BadReference, BodyTooLarge, BrokenSignal, NotReady
 

@@ -1,0 +1,1 @@
+"""Streams over WebSockets: chunks in, detections and tracks out."""

@@ -1,0 +1,1 @@
+"""A run's state on its way to storage and back: saved beside training, resharded, resumed from."""

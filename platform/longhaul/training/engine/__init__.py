@@ -1,0 +1,1 @@
+"""How a step is taken: plain torch or DeepSpeed, behind one interface."""

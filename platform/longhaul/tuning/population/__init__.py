@@ -1,0 +1,1 @@
+"""Population based training: members, their rounds, and who went on from whom."""

@@ -1,0 +1,1 @@
+"""Drawing points from a space, and ending those early that do badly."""

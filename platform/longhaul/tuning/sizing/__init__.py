@@ -1,0 +1,1 @@
+"""What a cell takes: operations, memory, cores and GPUs, and the micro-batch that fits."""
