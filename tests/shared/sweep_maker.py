@@ -7,6 +7,7 @@ from them look like those of a real sweep.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import tempfile
@@ -37,6 +38,15 @@ BASE: dict[str, Any] = {
     "model": {"name": "tiny_cnn"},
     "data": {"kind": "digits", "resolution": 32},
     "training": {"epochs": EPOCHS, "global_batch": 64, "micro_batch": 32},
+}
+SIGNALS = ("wifi", "bluetooth")
+DETECTORS = ("fasterrcnn_resnet18_fpn", "fasterrcnn_resnet50_fpn")
+DETECTION: dict[str, Any] = {
+    **BASE,
+    "workload": {"kind": "detection"},
+    "model": {"name": DETECTORS[0]},
+    "data": {"kind": "spectrograms", "root": "tiles", "classes": list(SIGNALS), "resolution": 64},
+    "export": {"batches": [1]},
 }
 # Million parameters, giga-operations at 32 px, how good it gets, and how much it wants a high resolution.
 _NATURE = {
@@ -142,17 +152,49 @@ def make_search(root: str, name: str = "search", *, trials: int = 24, folds: int
     return _save(root, asked, cells)
 
 
+def make_detection(
+    root: str,
+    name: str = "detectors",
+    *,
+    models: Sequence[str] = DETECTORS,
+    resolutions: Sequence[int] = (64, 128),
+    rates: Sequence[float] = (),
+    folds: int = 0,
+) -> SweepDirectory:
+    """A grid of detectors; each cell has left its curves of precision over recall, two classes.
+
+    Args:
+        root: where it goes.
+        name: the sweep's.
+        models, resolutions: of the grid.
+        rates: learning rates of the grid; it does not vary without any.
+        folds: so many cells for each combination.
+    """
+    cells = []
+    own_rates: Sequence[float | None] = rates or (None,)
+    for model, side, rate, fold in itertools.product(models, resolutions, own_rates, range(folds) if folds else [None]):
+        coordinates: dict[str, Any] = {"model.name": model, "data.resolution": side}
+        coordinates |= {} if rate is None else {"training.optimizer.lr": rate}
+        coordinates |= {} if fold is None else {"data.fold": fold}
+        top = 0.9 - 4 / side + 0.03 * models.index(model) - 0.01 * (fold or 0)
+        figures = Figures(top if rate is None else top - 0.1 * abs(math.log10(rate) + 3), 20.0, 5.0)
+        recipe = _recipe(DETECTION, coordinates, folds)
+        cells.append(_make_cell(root, recipe, coordinates, figures, ("finished", None), profiled=False, weights=False))
+    grid: dict[str, tuple[Any, ...]] = {"model.name": tuple(models), "data.resolution": tuple(resolutions)}
+    grid |= {"training.optimizer.lr": tuple(rates)} if rates else {}
+    return _save(root, SweepRecipe(name=name, recipe=DETECTION, grid=grid, folds=folds), cells, goal="val/map50")
+
+
 def make_cell_run(
     root: str, key: str, recipe: Recipe, figures: Figures, epochs: int, *, finished: bool, weights: bool
 ) -> RunDirectory:
     """A cell's run directory, as its training would leave it."""
-    run = RunDirectory.create(f"{root}/cells", key, recipe)
-    test = figures.accuracy - 0.006
-    results = {"test/top1": test, "test/precision": test + 0.002, "test/recall": test - 0.001, "test/f1": test, "test/loss": 0.2}
+    run, goal, test = RunDirectory.create(f"{root}/cells", key, recipe), _goal(recipe), figures.accuracy - 0.006
+    results = {"test/precision": test + 0.002, "test/recall": test - 0.001, "test/f1": test, **_tested(recipe, figures)}
     with run.metric_writer() as writer:
         for epoch in range(1, epochs + 1):
             values = {
-                GOAL: figures.at(epoch),
+                goal: figures.at(epoch),
                 "val/loss": 2 * (1 - figures.at(epoch)),
                 "train/loss": 2.2 * (1 - figures.at(epoch)),
             }
@@ -160,15 +202,20 @@ def make_cell_run(
             for name, value in values.items():
                 writer.append(**place, time_s=STARTED_S + 3.0 * epoch, name=name, value=value)
     if finished:
-        matrix = _confusion(test, seed=zlib.crc32(key.encode())).tolist()
         with run.event_writer() as events:
-            detail = {"split": "test", "classes": list(CLASSES), "matrix": matrix}
-            events.append(**event_row("confusion", "confusion matrix on test", segment=1, step=epochs * STEPS_AN_EPOCH, **detail))
+            place = {"segment": 1, "step": epochs * STEPS_AN_EPOCH}
+            if recipe.workload.kind == "detection":
+                detail = {"split": "test", "classes": list(SIGNALS), "curves": _curves(figures)}
+                events.append(**event_row("pr_curves", "precision and recall on test", **place, **detail))
+            else:
+                matrix = _confusion(test, seed=zlib.crc32(key.encode())).tolist()
+                detail = {"split": "test", "classes": list(CLASSES), "matrix": matrix}
+                events.append(**event_row("confusion", "confusion matrix on test", **place, **detail))
     best = _make_checkpoints(run, recipe, figures, epochs, weights=weights)
     summary = Summary(
         status="finished" if finished else "stopped",
-        workload="classification",
-        goal=GOAL,
+        workload=recipe.workload.kind,
+        goal=goal,
         started_s=STARTED_S,
         step=epochs * STEPS_AN_EPOCH,
         total_steps=EPOCHS * STEPS_AN_EPOCH,
@@ -207,7 +254,7 @@ def _make_cell(
         steps=epochs * STEPS_AN_EPOCH,
         score=scores[-1][1] if scores else None,
         scores=scores,
-        results={"test/top1": figures.accuracy - 0.006} if standing == "finished" else {},
+        results=_tested(recipe, figures) if standing == "finished" else {},
     )
 
 
@@ -239,8 +286,26 @@ def make_profile(figures: Figures, resolution: int) -> Profile:
     )
 
 
-def _save(root: str, asked: SweepRecipe, cells: list[CellRecord]) -> SweepDirectory:
-    state = SweepState(name=asked.name, goal=GOAL, direction="max", cells=cells, hours=0.42, dollars=1.25)
+def _goal(recipe: Recipe) -> str:
+    return "val/map50" if recipe.workload.kind == "detection" else GOAL
+
+
+def _tested(recipe: Recipe, figures: Figures) -> dict[str, float]:
+    """What the task's own results are on the test split."""
+    if recipe.workload.kind == "detection":
+        return {"test/map50": float(np.mean(_curves(figures))), "test/map": 0.6 * figures.accuracy}
+    return {"test/top1": figures.accuracy - 0.006, "test/loss": 0.2}
+
+
+def _curves(figures: Figures) -> list[list[float]]:
+    """Precision at recall 0, 0.01 ... 1, a row a class; beyond some recall it is 0."""
+    recall = np.linspace(0, 1, 101)
+    reach = [figures.accuracy, 0.8 * figures.accuracy]
+    return [np.where(recall <= end, 1 - 0.3 * (recall / end) ** 3, 0.0).tolist() for end in reach]
+
+
+def _save(root: str, asked: SweepRecipe, cells: list[CellRecord], goal: str = GOAL) -> SweepDirectory:
+    state = SweepState(name=asked.name, goal=goal, direction="max", cells=cells, hours=0.42, dollars=1.25)
     state.notes.append("2026-11-20 19:30 budget.hours 0.4 is spent; 1 cell waits")
     sweep = SweepDirectory.at(root, asked.name)
     sweep.save(asked, state)

@@ -182,15 +182,21 @@ def confusion_figure(matrix: npt.NDArray[Any], classes: Sequence[str], *, title:
 
 
 def precision_recall_figure(curves: npt.NDArray[Any], classes: Sequence[str], *, title: str) -> Figure:
-    """Precision over recall at IoU 0.5, a line a class.
+    """`draw_precision_recall` in a figure of its own."""
+    figure = Figure(figsize=(5.6, 4.8), layout="constrained", dpi=_DPI)
+    draw_precision_recall(figure.add_subplot(), curves, classes, title=f"{title}, IoU 0.5")
+    return figure
+
+
+def draw_precision_recall(axes: Axes, curves: npt.NDArray[Any], classes: Sequence[str], *, title: str) -> None:
+    """Precision over recall, a line a class.
 
     Args:
-        curves: (C, 101) precision at recall 0, 0.01 ... 1; 0 where that recall is not reached.
+        axes: bare ones.
+        curves: (C, R) precision at R recalls from 0 to 1; 0 where that recall is not reached.
         classes: the C names.
         title: shown above.
     """
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained", dpi=_DPI)
-    axes = figure.add_subplot()
     recall = np.linspace(0, 1, curves.shape[1])
     for number, (name, precision) in enumerate(zip(classes, curves, strict=True)):
         reached = np.flatnonzero(precision > 0)
@@ -199,11 +205,10 @@ def precision_recall_figure(curves: npt.NDArray[Any], classes: Sequence[str], *,
         axes.plot(recall[:end], precision[:end], linewidth=2, label=f"{name}: average precision {precision.mean():.3f}", **look)
         if end:
             axes.plot([recall[end - 1]] * 2, [precision[end - 1], 0], linewidth=0.8, alpha=0.5, **look)
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="recall", ylabel="precision", title=f"{title}, IoU 0.5")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower left")
-    return figure
 
 
 def curve(metrics: pa.Table, name: str) -> Curve:

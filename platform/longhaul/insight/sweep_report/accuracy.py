@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,19 +13,24 @@ from longhaul.insight.sweep_report.cells import Cell, families, models
 from longhaul.insight.sweep_report.groups import Group, Spread, grouped, test_metric
 from longhaul.insight.sweep_report.look import MARKERS, dress, mark, panels, resolution_axis
 
+Value = Callable[[Group], Spread | None]
 
-def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
-    """None where fewer than two resolutions have a score.
 
-    Validation scores are solid lines, test results dashed ones. A cell that has not been trained to its end is a hollow mark
+def accuracy_figure(cells: Sequence[Cell], goal: str, *, value: Value = Group.score, dashed: str | None = None) -> Figure | None:
+    """None where fewer than two resolutions have a value.
+
+    Values are solid lines, test results dashed ones. A cell that has not been trained to its end is a hollow mark
     where it stood; marks far below the finished ones are left out. Over folds: the mean, one standard deviation either way.
     Of a search each trial is a point of its model's colour: nothing joins trials that differ in more than the resolution.
 
     Args:
         cells: of a sweep.
         goal: such as `val/top1`.
+        value: of a group; its score without one.
+        dashed: the result that is drawn dashed; the goal's own without one.
     """
-    measured = [group for group in grouped(cells) if group.score() is not None and group.first.resolution is not None]
+    dashed = dashed or test_metric(goal)
+    measured = [group for group in grouped(cells) if value(group) is not None and group.first.resolution is not None]
     resolutions = sorted({group.first.resolution for group in measured if group.first.resolution is not None})
     if len(resolutions) < 2:
         return None
@@ -34,16 +39,16 @@ def accuracy_figure(cells: Sequence[Cell], goal: str) -> Figure | None:
     for family, axes in zip(shown, grid, strict=True):
         mine = [group for group in measured if group.first.family == family]
         if any(group.first.trial is not None for group in mine):
-            _draw_trials(axes, mine)
+            _draw_trials(axes, mine, value)
         else:
-            _draw_family(axes, mine, goal)
+            _draw_family(axes, mine, value, dashed)
         dress(axes, title=family, y=goal, metric=goal)
         resolution_axis(axes, resolutions)
-    _share_range(grid, [value for group in measured if group.finished for value in _heights(group, goal)])
+    _share_range(grid, [edge for group in measured if group.finished for edge in _heights((value(group), group.result(dashed)))])
     return figure
 
 
-def _draw_family(axes: Axes, groups: Sequence[Group], goal: str) -> None:
+def _draw_family(axes: Axes, groups: Sequence[Group], value: Value, dashed: str) -> None:
     order = models([group.first for group in groups])
     lines = sorted({group.first.line for group in groups}, key=lambda line: (order.index(line.split(" ")[0]), line))
     handles = []
@@ -51,28 +56,28 @@ def _draw_family(axes: Axes, groups: Sequence[Group], goal: str) -> None:
         colour, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
         members = sorted((group for group in groups if group.first.line == line), key=lambda group: group.first.resolution or 0)
         finished = [group for group in members if group.finished]
-        _draw(axes, [(group.first.resolution or 0, group.score()) for group in finished], colour, "-")
+        _draw(axes, [(group.first.resolution or 0, value(group)) for group in finished], colour, "-")
         for group in members:
-            score = group.score()
+            score = value(group)
             assert score is not None  # the caller has seen to it
             face = colour if group.finished else "white"
             axes.plot(
                 [group.first.resolution or 0], [score.mean], marker=marker, color=colour, markerfacecolor=face, markersize=5.5
             )
-        tests = [(group.first.resolution or 0, group.result(test_metric(goal))) for group in finished]
+        tests = [(group.first.resolution or 0, group.result(dashed)) for group in finished]
         _draw(axes, tests, colour, (0, (3, 2)))
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=line))
-    handles += [Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=1, label=test_metric(goal))]
+    handles += [Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=1, label=dashed)]
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
 
 
-def _draw_trials(axes: Axes, groups: Sequence[Group]) -> None:
+def _draw_trials(axes: Axes, groups: Sequence[Group], value: Value) -> None:
     for number, model in enumerate(models([group.first for group in groups])):
         look = mark(number)
-        mine = [(group, score.mean) for group in groups if group.first.model == model and (score := group.score()) is not None]
+        mine = [(group, score.mean) for group in groups if group.first.model == model and (score := value(group)) is not None]
         for finished in (True, False):
-            points = [(group.first.resolution or 0, value) for group, value in mine if group.finished is finished]
-            x, y = [resolution for resolution, _ in points], [value for _, value in points]
+            points = [(group.first.resolution or 0, height) for group, height in mine if group.finished is finished]
+            x, y = [resolution for resolution, _ in points], [height for _, height in points]
             face = look["color"] if finished else "none"
             axes.scatter(x, y, s=26, alpha=0.7, marker=look["marker"], edgecolors=look["color"], facecolors=face)
         axes.scatter([], [], s=26, label=model, **look)
@@ -90,8 +95,7 @@ def _draw(axes: Axes, points: Sequence[tuple[int, Spread | None]], colour: str, 
         axes.errorbar(x, means, yerr=deviations, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.7)
 
 
-def _heights(group: Group, goal: str) -> list[float]:
-    values = (group.score(), group.result(test_metric(goal)))
+def _heights(values: Sequence[Spread | None]) -> list[float]:
     return [
         edge for value in values if value is not None for edge in (value.mean - value.deviation, value.mean + value.deviation)
     ]

@@ -4,7 +4,7 @@
         index.html      all of it in one page
         cell.json       what it is, where its run lies, what it has reached, its best checkpoints (`CellSummary`)
         summary.txt     the network layer by layer
-        *.png           learning curves, confusion matrix, heat maps
+        *.png           learning curves, confusion matrix or precision over recall, heat maps
 
 A cell that is as it was at the last report keeps its folder as it is.
 """
@@ -20,11 +20,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longhaul.errors import LonghaulError
 from longhaul.insight.curves import png, training_figure
+from longhaul.insight.explain.attribution import METHODS
 from longhaul.insight.explain.record import load_explanation
+from longhaul.insight.explain.run_pictures import TITLES
+from longhaul.insight.sweep_report.blocks import picture
 from longhaul.insight.sweep_report.cells import Cell
 from longhaul.insight.sweep_report.confusion import large_figure
 from longhaul.insight.sweep_report.layers import Anatomy, anatomy
 from longhaul.insight.sweep_report.look import CELL_DPI
+from longhaul.insight.sweep_report.precision_recall import cell_figure
 from longhaul.insight.sweep_report.templates import CELL, render
 from longhaul.models.counting import Count
 from longhaul.recipe.networks import ModelSection
@@ -35,8 +39,14 @@ from longhaul.storage import Storage
 
 BEST = 3
 PAGE_FILE = "index.html"
-_FORMAT = 1
+_FORMAT = 2  # of cell.json and of the page beside it: those of another are written anew
 _FILE, _SUMMARY = "cell.json", "summary.txt"
+_ALTS = {
+    "curves.png": "loss, goal, learning rate and throughput of {} over the steps",
+    "confusion.png": "confusion matrix of {}",
+    "precision-recall.png": "precision over recall of {}, a line a class",
+    "explain.png": "heat maps of {} on test images, a column a method",
+}
 
 
 class BestCheckpoint(BaseModel):
@@ -136,11 +146,15 @@ def write_cell(folder: Storage, cell: Cell, state: SweepState, anatomies: Anatom
     told = _told(counted, state)
     if former is not None and former.model_copy(update={"files": []}) == told and _complete(folder, former.files):
         return counted, [_FILE, *former.files]
-    for name, picture in _pictures(counted, state).items():
-        folder.write_bytes(name, picture)
+    pictures = _pictures(counted, state)
+    for name, data in pictures.items():
+        folder.write_bytes(name, data)
         names.append(name)
+    blocks = [picture(name, data, alt=_ALTS[name].format(cell.label)) for name, data in pictures.items() if name in _ALTS]
+    alone = [(TITLES[method], f"explain_{method}.png") for method in METHODS if f"explain_{method}.png" in pictures]
     back = "../" * (cell.folder.count("/") + 1) + "index.html"
-    folder.write_bytes(PAGE_FILE, render(CELL, {"told": told, "label": cell.label, "files": names, "back": back}))
+    context = {"told": told, "label": cell.label, "files": names, "back": back, "blocks": blocks, "more": alone}
+    folder.write_bytes(PAGE_FILE, render(CELL, context))
     names.append(PAGE_FILE)
     folder.write_bytes(_FILE, (told.model_copy(update={"files": names}).model_dump_json(indent=1) + "\n").encode())
     return counted, [_FILE, *names]
@@ -198,9 +212,8 @@ def _pictures(cell: Cell, state: SweepState) -> dict[str, bytes]:
         metrics = cell.run.metrics()
         if len(metrics):
             found["curves.png"] = png(training_figure(metrics, title=cell.label, goal=state.goal), CELL_DPI, quick=True)
-    matrix = large_figure(cell)
-    if matrix is not None:
-        found["confusion.png"] = png(matrix, CELL_DPI, quick=True)
+    drawn = {"confusion.png": large_figure(cell), "precision-recall.png": cell_figure(cell)}
+    found |= {name: png(figure, CELL_DPI, quick=True) for name, figure in drawn.items() if figure is not None}
     for name in _explained(cell):
         found[name] = cell.run.storage.read_bytes(f"pictures/{name}")
     return found

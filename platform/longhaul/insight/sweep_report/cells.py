@@ -14,15 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel
 
 from longhaul.errors import LonghaulError
 from longhaul.insight.curves import Curve, curve
 from longhaul.insight.profile import Profile, load_profile
+from longhaul.insight.sweep_report.tested import Confusion, OnTest, PrecisionRecall, read_tested
 from longhaul.models.counting import Count
 from longhaul.models.families import FAMILIES, OTHER, family_of
 from longhaul.recipe import Recipe, parse
-from longhaul.recipe.section import NonNegative
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, SweepState
 
@@ -34,22 +33,6 @@ _REASON = 300
 
 Floats = npt.NDArray[np.float64]
 Read = TypeVar("Read")
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Counts on the test split: `matrix` (C, C), rows the truth, columns the answers."""
-
-    classes: tuple[str, ...]
-    matrix: Floats
-
-
-class _ConfusionDetail(BaseModel):
-    """What an event of kind `confusion` tells."""
-
-    split: str = "test"
-    classes: tuple[str, ...]
-    matrix: list[list[NonNegative]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ class Cell:
         summary: how far the run has come; None without a run.
         results: on the test split, such as `test/top1`.
         learning: the goal by epoch; None where nothing was measured.
-        confusion: None where the task has none, or it was not tested.
+        confusion, precision_recall: None where the task has none, or it was not tested.
         profile, count: speed on a device, cost on paper; None where nobody has measured or counted.
         problems: what could not be read, one line each.
     """
@@ -91,6 +74,7 @@ class Cell:
     results: dict[str, float] = field(default_factory=dict)
     learning: Learning | None = None
     confusion: Confusion | None = None
+    precision_recall: PrecisionRecall | None = None
     profile: Profile | None = None
     count: Count | None = None
     problems: tuple[str, ...] = ()
@@ -200,6 +184,7 @@ def _read(sweep: SweepDirectory, state: SweepState, record: CellRecord) -> Cell:
         return replace(cell, problems=tuple(problems), learning=_told(record))
     summary = _attempt(problems, "its summary", run.summary)
     learning = _attempt(problems, "its metrics", lambda: _learning(run, state.goal))
+    tested = _attempt(problems, "its events", lambda: read_tested(run)) or OnTest()
     profile = _attempt(problems, "its profile", lambda: load_profile(run))
     return replace(
         cell,
@@ -207,7 +192,8 @@ def _read(sweep: SweepDirectory, state: SweepState, record: CellRecord) -> Cell:
         summary=summary,
         results=(summary.results if summary is not None else {}) or cell.results,
         learning=learning or _told(record),
-        confusion=_attempt(problems, "its events", lambda: _confusion(run)),
+        confusion=tested.confusion,
+        precision_recall=tested.precision_recall,
         profile=profile,
         count=profile.count if profile is not None else None,
         problems=tuple(problems),
@@ -240,19 +226,6 @@ def _told(record: CellRecord) -> Learning | None:
         return None
     pairs = np.asarray(record.scores, dtype=np.float64)
     return Learning(pairs[:, 0], pairs[:, 1])
-
-
-def _confusion(run: RunDirectory) -> Confusion | None:
-    """The newest confusion matrix of the test split."""
-    for event in reversed(run.events().to_pylist()):
-        if event["kind"] == "confusion":
-            detail = _ConfusionDetail.model_validate_json(event["detail"])
-            if detail.split == "test":
-                matrix = np.asarray(detail.matrix, dtype=np.float64)  # rows of several lengths are a ValueError
-                if matrix.shape != (len(detail.classes), len(detail.classes)):
-                    raise ValueError(f"a confusion matrix of {matrix.shape} for {len(detail.classes)} classes")
-                return Confusion(detail.classes, matrix)
-    return None
 
 
 def _numbered(cells: Sequence[Cell]) -> list[Cell]:

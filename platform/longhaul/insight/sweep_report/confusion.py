@@ -11,10 +11,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from longhaul.insight.curves import confusion_figure
-from longhaul.insight.sweep_report.cells import Cell, Confusion, models
+from longhaul.insight.sweep_report.cells import Cell, models
 from longhaul.insight.sweep_report.look import DPI
+from longhaul.insight.sweep_report.tested import Confusion
 
-_SIDE = 1.35  # inches of a small matrix
+_SIDE = 1.55  # inches of a small matrix
 _ACROSS = 7
 
 
@@ -56,7 +57,7 @@ def _draw(axes: Axes, cell: Cell, confusion: Confusion) -> None:
     right = np.trace(confusion.matrix) / max(confusion.matrix.sum(), 1)
     name = cell.label if cell.trial is not None or cell.fold is not None else cell.line
     size = "" if cell.resolution is None else f"{cell.resolution} px  "
-    axes.set_title(f"{name}\n{size}{100 * right:.1f} %", fontsize=6.5, pad=2)
+    axes.set_title(f"{name}\n{size}{100 * right:.1f} %", fontsize=7.5, pad=2)
     axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])

@@ -48,7 +48,7 @@ def _draw_model(axes: Axes, cells: Sequence[Cell], best: str | None) -> None:
         handles = [Line2D([], [], color=colours[size], label=f"{size} px") for size in sizes[:_NAMED]]
     if any(_cut(cell) for cell in cells):
         handles.append(Line2D([], [], color=GREY, marker="x", linestyle="", markersize=5, label="ended early"))
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="lower right")
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
 
 
 def _draw(axes: Axes, cell: Cell, colour: object, *, faint: bool) -> None:

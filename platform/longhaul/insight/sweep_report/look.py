@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from longhaul.insight.curves import CYCLE
@@ -19,16 +20,17 @@ from longhaul.insight.sweep_report.groups import is_share
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 130
-CELL_DPI = 90  # of pictures on cells' own pages
+CELL_DPI = 96  # of pictures on cells' own pages: a dot a pixel
 _CROWDED = 1.25  # a factor between neighbouring resolutions at which their labels would touch
 _DARKEST, _LIGHTEST = 0.88, 0.12
 
 
 def panels(count: int, *, columns: int = 3, width: float = 4.3, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, a few a row."""
-    across = min(count, columns)
+    """A figure of so many panels, a few a row; four stand two by two."""
+    across = 2 if count == 4 else min(count, columns)
     rows = -(-count // across)
-    figure = Figure(figsize=(max(width * across, 5.2), height * rows), layout="constrained", dpi=DPI)
+    room = ConstrainedLayoutEngine(h_pad=0.09)  # inches: a title keeps off the axis above it
+    figure = Figure(figsize=(max(width * across, 5.2), height * rows), layout=room, dpi=DPI)
     flat = list(figure.subplots(rows, across, squeeze=False).flat)
     for spare in flat[count:]:
         figure.delaxes(spare)

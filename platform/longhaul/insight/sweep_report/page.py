@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longhaul.insight.live import duration_text
+from longhaul.insight.sweep_report.blocks import Block
 from longhaul.insight.sweep_report.cell_pages import PAGE_FILE
 from longhaul.insight.sweep_report.cells import Cell
 from longhaul.insight.sweep_report.fronts import Chart, measured_like
 from longhaul.insight.sweep_report.groups import is_share, test_metric
-from longhaul.insight.sweep_report.look import DPI
-from longhaul.insight.sweep_report.tables import NONE, Column, Table, by_score, columns
+from longhaul.insight.sweep_report.tables import NONE, Column, by_score, columns
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.resilience.sweep_directory import Standing, SweepState
 
 _STANDINGS: tuple[Standing, ...] = ("finished", "stopped", "skipped", "failed", "running", "planned")
-_CSS_DPI = 96  # a pixel of CSS
 _CLOSE = 0.01  # of the best: as good, for a recommendation
-
-
-@dataclass(frozen=True)
-class Block:
-    """One picture (`file` beside the page, `width` x `height` in CSS pixels) or one table, with a title of its own."""
-
-    title: str = ""
-    file: str = ""
-    alt: str = ""
-    caption: str = ""
-    width: int = 0
-    height: int = 0
-    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +33,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Field:
-    """One field of the table of cells: plain, with a link, or a standing with its reason and the reason's number below."""
+    """One field of the table of cells: plain, with a link, or a standing with its reason and the reason's number below.
+
+    `style` is `left` for names, and `key` for what stays in sight when the table is moved sideways.
+    """
 
     text: str
-    left: bool
+    style: str
     href: str = ""
     reason: str = ""
     number: int = 0
@@ -83,12 +71,6 @@ class Page:
     problems: tuple[tuple[str, str], ...]
 
 
-def picture(file: str, png: bytes, *, title: str = "", alt: str, caption: str = "") -> Block:
-    """A picture, as large as it was drawn to be."""
-    width, height = (round(side * _CSS_DPI / DPI) for side in struct.unpack(">II", png[16:24]))  # PNG: the IHDR chunk
-    return Block(title=title, file=file, alt=alt, caption=caption, width=width, height=height)
-
-
 def table_rows(cells: Sequence[Cell], state: SweepState) -> tuple[list[Column], list[Row], list[tuple[str, str]]]:
     """The columns that have any value, the rows by score, and why cells have not finished, numbered as in the rows."""
     ordered = by_score(cells, state)
@@ -113,7 +95,7 @@ def facts(cells: Sequence[Cell], state: SweepState, asked: SweepRecipe | None, c
     found.append(("cells", f"{len(cells)}: {standings}" if cells else "none yet"))
     found.append(("best cell", _best(cells, state)))
     found += _recommended(charts, state)
-    found.append(("hours", _hours(cells, state)))
+    found.append(("time", _time(cells, state)))
     found += [("dollars", f"{state.dollars:,.2f}")] if state.dollars else []
     found += _operations(cells)
     return [(name, text) for name, text in found if text]
@@ -142,10 +124,10 @@ def _field(column: Column, cell: Cell, number: int) -> Field:
     value = column.value(cell)
     text = NONE if value is None else column.text(value)
     if column.name == "model":
-        return Field(text, column.left, href=f"{cell.folder}/{PAGE_FILE}")
+        return Field(text, column.style, href=f"{cell.folder}/{PAGE_FILE}")
     if column.name == "standing" and cell.record.reason:
-        return Field(text, column.left, reason=cell.record.reason, number=number)
-    return Field(text, column.left)
+        return Field(text, column.style, reason=cell.record.reason, number=number)
+    return Field(text, column.style)
 
 
 def _asked(asked: SweepRecipe | None) -> str:
@@ -195,9 +177,11 @@ def _recommended(charts: Sequence[Chart], state: SweepState) -> list[tuple[str, 
     return []
 
 
-def _hours(cells: Sequence[Cell], state: SweepState) -> str:
+def _time(cells: Sequence[Cell], state: SweepState) -> str:
     own = sum(cell.record.seconds for cell in cells)
-    return f"{state.hours:,.2f} that the sweep has run; {duration_text(own)} of its cells' own training"
+    if not own and any(cell.finished for cell in cells):
+        return "none: its cells had been trained before"
+    return f"{duration_text(3600 * state.hours)} that the sweep has run; {duration_text(own)} of its cells' own training"
 
 
 def _operations(cells: Sequence[Cell]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from longhaul.insight.curves import BLUE, GREY, ORANGE
 from longhaul.insight.sweep_report.cells import FOLD, MODEL, RESOLUTION, Cell, plain
-from longhaul.insight.sweep_report.groups import Group, grouped
+from longhaul.insight.sweep_report.groups import Group, Spread, grouped
 from longhaul.insight.sweep_report.look import DPI, dress, log_axis, panels
 from longhaul.recipe.sweep import Choice, LogUniform, SweepRecipe
 
@@ -48,9 +48,18 @@ def varied_fields(sweep: SweepRecipe | None, cells: Sequence[Cell]) -> list[Fiel
     return found
 
 
-def fields_figure(cells: Sequence[Cell], fields: Sequence[Field], goal: str) -> Figure | None:
-    """A panel a field: finished trials full, those that ended early hollow; over folds the mean. None without scores."""
-    scored = [group for group in grouped(cells) if group.score() is not None]
+def fields_figure(
+    cells: Sequence[Cell], fields: Sequence[Field], goal: str, *, value: Callable[[Group], Spread | None] = Group.score
+) -> Figure | None:
+    """A panel a field: finished trials full, those that ended early hollow; over folds the mean. None without values.
+
+    Args:
+        cells: of a sweep.
+        fields: that vary.
+        goal: what `value` is called.
+        value: of a group; its score without one.
+    """
+    scored = [(group, found.mean) for group in grouped(cells) if (found := value(group)) is not None]
     if not scored or not fields:
         return None
     figure, grid = panels(len(fields))
@@ -78,10 +87,10 @@ def progress_figure(cells: Sequence[Cell], goal: str, direction: Literal["max", 
     return figure
 
 
-def _draw_field(axes: Axes, field: Field, groups: Sequence[Group]) -> None:
-    given = [group.first.record.coordinates.get(field.name) for group in groups]
-    there = [(value, group) for value, group in zip(given, groups, strict=True) if value is not None]
-    scores = [score.mean for _, group in there if (score := group.score()) is not None]
+def _draw_field(axes: Axes, field: Field, scored: Sequence[tuple[Group, float]]) -> None:
+    given = [group.first.record.coordinates.get(field.name) for group, _ in scored]
+    there = [(value, group) for value, (group, _) in zip(given, scored, strict=True) if value is not None]
+    scores = [score for value, (_, score) in zip(given, scored, strict=True) if value is not None]
     if field.kind == "choices":
         names = sorted({plain(value) for value, _ in there})
         # Golden-ratio steps spread the points of one choice evenly, and the same way each time.

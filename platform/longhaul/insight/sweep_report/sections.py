@@ -11,6 +11,7 @@ from longhaul.insight.curves import png
 from longhaul.insight.explain.across import Consistency
 from longhaul.insight.explain.run_pictures import TITLES
 from longhaul.insight.sweep_report.accuracy import accuracy_figure
+from longhaul.insight.sweep_report.blocks import Block, picture
 from longhaul.insight.sweep_report.cells import Cell, families
 from longhaul.insight.sweep_report.confusion import large_figure, small_multiples
 from longhaul.insight.sweep_report.explanations import consistency_of, consistency_pictures, gallery
@@ -19,8 +20,9 @@ from longhaul.insight.sweep_report.gathering import Explained
 from longhaul.insight.sweep_report.groups import test_metric
 from longhaul.insight.sweep_report.learning import learning_figure
 from longhaul.insight.sweep_report.look import DPI
-from longhaul.insight.sweep_report.page import Block, Section, picture
+from longhaul.insight.sweep_report.page import Section
 from longhaul.insight.sweep_report.population import Population, population_figure
+from longhaul.insight.sweep_report.precision_recall import MAP, MAP50, best_figure, by_fields_figure, by_resolution_figure
 from longhaul.insight.sweep_report.search import fields_figure, progress_figure, varied_fields
 from longhaul.insight.sweep_report.tables import agreement_table, folds_table, layers_table
 from longhaul.recipe.sweep import SweepRecipe
@@ -70,6 +72,7 @@ def sections(
         _fronts(charts, state, album),
         *_explanations(lines, album),
         _confusion(cells, state, album),
+        _detection(cells, state, asked, album),
         _learning(cells, state, album),
         _search(cells, state, asked, album),
         _population(population, state, album),
@@ -142,16 +145,18 @@ def _explanations(lines: Sequence[Sequence[Explained]], album: Album) -> list[Se
 
 def _doubts(lines: Sequence[Sequence[Explained]]) -> list[str]:
     """What speaks against single maps: methods that could not be used, or whose maps do not depend on what was learnt."""
-    unusable, unchanged = [], []
+    unusable: list[str] = []
+    unchanged: dict[str, list[str]] = {}
     for one in (one for line in lines for one in line):
         for report in one.explanation.methods:
             if report.problem is not None:
                 unusable.append(f"{TITLES[report.method]} of {one.cell.label} ({report.problem})")
             elif report.sanity is not None and not report.sanity.passes:
-                unchanged.append(f"{TITLES[report.method]} of {one.cell.label}")
+                unchanged.setdefault(f"{TITLES[report.method]} of {one.cell.line}", []).append(f"{one.explanation.resolution}")
     found = [f"Not to be had: {'; '.join(unusable)}."] if unusable else []
     if unchanged:
-        found.append(f"Much the same with random weights, so they say little about the model: {', '.join(unchanged)}.")
+        told = "; ".join(f"{name} at {', '.join(sizes)} px" for name, sizes in sorted(unchanged.items()))
+        found.append(f"Much the same with random weights, so they say little about the model: {told}.")
     return found
 
 
@@ -163,12 +168,36 @@ def _confusion(cells: Sequence[Cell], state: SweepState, album: Album) -> Sectio
         blocks += album.add(
             "confusion-best.png", large_figure(best), title="The best cell", alt=f"confusion matrix of {best.label}"
         )
+    title = "All finished cells by family"
     for family in families(with_matrix):
         drawn = small_multiples([cell for cell in with_matrix if cell.family == family])
         alt = f"confusion matrices of all finished cells of {family}"
-        blocks += album.add(f"confusion-{_plain(family)}.png", drawn, title=family, alt=alt)
+        blocks += album.add(f"confusion-{_plain(family)}.png", drawn, title=title, alt=alt, caption=family)
+        title = ""
     text = "On the test split. Rows are the truth, columns the answers; dark is a large share of the true class."
     return Section("confusion", "Confusion matrices", (text,), tuple(blocks))
+
+
+def _detection(cells: Sequence[Cell], state: SweepState, asked: SweepRecipe | None, album: Album) -> Section:
+    blocks = album.add(
+        "precision-recall.png", best_figure(cells, state.direction), alt="precision over recall of the best cells, a line a class"
+    )
+    blocks += album.add(
+        "average-precision-resolution.png",
+        by_resolution_figure(cells),
+        title="Average precision against resolution",
+        alt=f"{MAP} and {MAP50} against resolution, a line a model",
+        caption=f"Solid: {MAP}, the mean over IoU 0.5 to 0.95; dashed: {MAP50}, at IoU 0.5.",
+    )
+    blocks += album.add(
+        "average-precision.png",
+        by_fields_figure(cells, varied_fields(asked, cells)),
+        title="Average precision against what varies",
+        alt=f"{MAP} against each field that varies",
+        caption=f"{MAP}: the mean over IoU 0.5 to 0.95.",
+    )
+    text = "On the test split, at IoU 0.5: the best cell of each model; where there is one model, of each resolution."
+    return Section("detection", "Precision and recall of the detectors", (text,), tuple(blocks))
 
 
 def _learning(cells: Sequence[Cell], state: SweepState, album: Album) -> Section:

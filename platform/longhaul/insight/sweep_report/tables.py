@@ -33,6 +33,7 @@ class Column:
         value: of a cell; None where it has none.
         text: a value as the page shows it.
         left: whether it is a name and not a number.
+        key: whether it tells the rows apart.
     """
 
     name: str
@@ -41,22 +42,30 @@ class Column:
     value: Callable[[Cell], Any]
     text: Callable[[Any], str]
     left: bool = False
+    key: bool = False
+
+    @property
+    def style(self) -> str:
+        """Its classes on the page."""
+        return " ".join(name for name, it_is in (("left", self.left), ("key", self.key)) if it_is)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A small table of the page: heads and rows of texts; the first column is a name."""
+    """A small table of the page: heads and rows of texts; the first `names` columns are no numbers."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    names: int = 1
 
 
 def columns(cells: Sequence[Cell], state: SweepState) -> list[Column]:
     """The columns for these cells: coordinates that vary, standing, goal, results, cost, speed, length."""
-    found = [Column("trial", "trial", "", lambda cell: cell.trial, str)] if any(cell.trial for cell in cells) else []
+    searched = any(cell.trial for cell in cells)
+    found = [Column("trial", "trial", "", lambda cell: cell.trial, str, key=True)] if searched else []
     found += [
         Column("family", "family", "", lambda cell: cell.family, str, left=True),
-        Column("model", "model", "", lambda cell: cell.model, str, left=True),
+        Column("model", "model", "", lambda cell: cell.model, str, left=True, key=not searched),
         Column("resolution_px", "resolution", "px", lambda cell: cell.resolution, str),
     ]
     coordinates = dict.fromkeys(name for cell in cells for name in cell.record.coordinates)
@@ -140,7 +149,7 @@ def agreement_table(lines: Mapping[str, Consistency]) -> Table | None:
         f"IoU of top {TOP_PERCENT} %",
         "by chance",
     )
-    return Table(heads, tuple(rows)) if rows else None
+    return Table(heads, tuple(rows), names=2) if rows else None
 
 
 def layers_table(lines: Sequence[Sequence[Explained]]) -> Table | None:
@@ -152,7 +161,7 @@ def layers_table(lines: Sequence[Sequence[Explained]]) -> Table | None:
         for name in dict.fromkeys(layer for _, layer, _ in looks):
             told = ", ".join(f"{side} at {resolution} px" for resolution, layer, side in looks if layer == name)
             rows.append((line[0].cell.line, name, told, "differ" if len(sides) > 1 else ""))
-    return Table(("model", "layer", "cells along a side", "sides"), tuple(rows)) if rows else None
+    return Table(("model", "layer", "cells along a side", "sides"), tuple(rows), names=4) if rows else None
 
 
 def _coordinate(name: str) -> Callable[[Cell], Any]:

@@ -22,12 +22,17 @@ _VOID = {"meta", "img", "br", "link"}
 
 
 class PageReader(HTMLParser):
-    """A page's links, pictures and texts; what is opened and never closed, or closed in the wrong order, is an error."""
+    """A page's links, pictures (with the sizes that they are given) and texts.
+
+    What is opened and never closed, or closed in the wrong order, is an error.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.pictures: list[str] = []
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.untold: list[str] = []  # pictures without a word for who cannot see them
         self.anchors: list[str] = []
         self.texts: list[str] = []
         self.tags: set[str] = set()
@@ -40,6 +45,9 @@ class PageReader(HTMLParser):
         self.tags.add(tag)
         self.links += [str(given["href"])] if "href" in given else []
         self.pictures += [str(given["src"])] if "src" in given else []
+        if tag == "img":
+            self.sizes[str(given["src"])] = (int(given["width"] or 0), int(given["height"] or 0))
+            self.untold += [] if (given.get("alt") or "").strip() else [str(given["src"])]
         self.anchors += [str(given["id"])] if "id" in given else []
         self._open += [] if tag in _VOID else [tag]
 

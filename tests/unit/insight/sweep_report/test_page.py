@@ -8,6 +8,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from PIL import Image
 from sweep_maker import Ends, make_grid, make_search
 
 from longhaul.errors import IntegrityError
@@ -15,7 +16,7 @@ from longhaul.insight.sweep_report.report import write_report
 from longhaul.resilience.sweep_directory import SweepDirectory
 from longhaul.storage import Storage
 
-from .conftest import NOTHING_MORE, SMALL, read_page, write_lineage
+from .conftest import NOTHING_MORE, SMALL, ExplainedSweep, read_page, write_lineage
 
 PLANNED: Ends = {(model, 32): ("planned", None) for model in SMALL}
 
@@ -25,6 +26,21 @@ def test_the_page_needs_no_script_and_nothing_but_the_files_beside_it(reported: 
     assert page.tags.isdisjoint({"script", "link", "iframe"})
     assert not [link for link in [*page.links, *page.pictures] if ":" in link or link.startswith("/")]
     assert "url(" not in Path(reported).read_text(encoding="utf-8")
+
+
+def test_every_link_and_picture_of_every_page_leads_somewhere_and_no_picture_is_stretched(
+    reported: str, explained: ExplainedSweep
+) -> None:
+    for address in (reported, explained.page):
+        pages = list(Path(address).parent.rglob("index.html"))
+        assert len(pages) > 2
+        for path in pages:
+            page = read_page(str(path))  # it looks for what the page leads to
+            assert not page.untold
+            for name, (width, height) in page.sizes.items():
+                with Image.open(path.parent / name) as image:
+                    assert width / height == pytest.approx(image.width / image.height, rel=0.01)
+                    assert width <= image.width  # nor blown up
 
 
 def test_every_section_of_a_grid_is_there_with_its_pictures(reported: str) -> None:
@@ -49,6 +65,22 @@ def test_the_training_that_was_spared_is_counted(reported: str) -> None:
     costs = [(cell.cost or 0, shares[cell.standing]) for cell in state.cells]
     share = sum(cost * part for cost, part in costs) / sum(cost for cost, _ in costs)
     assert f"{100 * share:.1f} % of the" in read_page(reported).text
+
+
+def test_a_sweep_that_took_over_cells_trained_before_does_not_call_their_training_0_seconds(tmp_path: Path) -> None:
+    sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32,), ends={})
+    state = sweep.state()
+    state.cells[0].seconds = 0.0
+    sweep.save_state(state)
+    address = write_report(sweep, NOTHING_MORE)
+    assert "none: its cells had been trained before" in read_page(address).text
+    assert "144 (8 epochs)" in read_page(str(Path(address).parent / "cnn/tiny_cnn/32/index.html")).texts
+
+
+def test_the_model_stays_in_sight_when_the_table_is_moved_sideways(reported: str) -> None:
+    text = Path(reported).read_text(encoding="utf-8")
+    assert text.count('<th scope="col" class="left key">model') == 1
+    assert text.count('<td class="left key"><a href=') == 8
 
 
 def test_every_cell_has_a_folder_of_its_own_under_family_model_and_resolution(reported: str) -> None:

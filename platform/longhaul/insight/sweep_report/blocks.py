@@ -1,0 +1,33 @@
+"""What a page's sections are made of: a picture or a table, with a title of its own."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from longhaul.insight.sweep_report.tables import Table
+
+_CSS_DPI = 96  # a pixel of CSS
+
+
+@dataclass(frozen=True)
+class Block:
+    """One picture (`file` beside the page, `width` x `height` in CSS pixels) or one table, with a title of its own."""
+
+    title: str = ""
+    file: str = ""
+    alt: str = ""
+    caption: str = ""
+    width: int = 0
+    height: int = 0
+    table: Table | None = None
+
+
+def picture(file: str, png: bytes, *, title: str = "", alt: str, caption: str = "") -> Block:
+    """A picture, as large as it was drawn to be: by the dots per inch that its file tells."""
+    with Image.open(io.BytesIO(png)) as image:
+        dots = image.info.get("dpi", (_CSS_DPI, _CSS_DPI))
+        width, height = (round(side * _CSS_DPI / per_inch) for side, per_inch in zip(image.size, dots, strict=True))
+    return Block(title=title, file=file, alt=alt, caption=caption, width=width, height=height)
