@@ -116,7 +116,7 @@ class AshaStopping(Section):
 
     kind: Literal["asha"]
     least_epochs: PositiveFloat = 1.0
-    """The first rung; each later one is `reduction` times as far."""
+    """The first rung; each later one is `reduction` times as far. Of trials that have not begun to learn, chance decides."""
     reduction: Annotated[float, Field(gt=1), Number] = 3.0
     """One of so many trials goes on at a rung."""
 
