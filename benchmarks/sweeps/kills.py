@@ -3,7 +3,8 @@
     python benchmarks/sweeps/kills.py --kills 20 --seed 1
 
 Both train the same grid (tiny networks on the digits, two at a time). The one that is disturbed loses its driver by SIGKILL,
-and with it the whole Ray cluster, at random times between two validations of anything; then the same command is given again.
+and with it the whole Ray cluster, at a random time: up to five seconds after the first step of that call, however long the
+machine takes to get there, or one time in five while it still starts; then the same command is given again.
 Every optimizer step that is begun is counted by a byte in a file. Prediction: no cell is trained twice; what is repeated is at
 most the steps since the last checkpoint (here every four steps) of the two cells that train when the kill comes, about four
 steps a kill; scores and results are bitwise the same.
@@ -67,11 +68,20 @@ def drive(storage: str) -> None:
     print([(cell.label, cell.standing, cell.reason) for cell in state.cells if cell.standing != "finished"])
 
 
-def call(storage: Path, kill_after_s: float | None) -> bool:
-    """Call the sweep; whether it came to its end. Killed, all its processes are waited for."""
+def call(storage: Path, kill_after_s: float | None = None, *, once_it_trains: bool = False) -> bool:
+    """Call the sweep; whether it came to its end. Killed, all its processes are waited for.
+
+    Args:
+        storage: of the sweep.
+        kill_after_s: None lets it end.
+        once_it_trains: whether that counts from the first step of this call, not from the call.
+    """
+    before = sum(steps(storage).values())
     environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, __file__, "--drive", str(storage)], env=environment, start_new_session=True)
     try:
+        while once_it_trains and process.poll() is None and sum(steps(storage).values()) == before:
+            time.sleep(0.1)
         return process.wait(kill_after_s) == 0
     except subprocess.TimeoutExpired:
         family = psutil.Process(process.pid).children(recursive=True)
@@ -111,19 +121,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="longhaul-kills-") as scratch:
         peace, trouble = Path(scratch) / "peace", Path(scratch) / "trouble"
         began = time.monotonic()
-        assert call(peace, None)
+        assert call(peace)
         print(f"in peace: {sum(steps(peace).values())} steps in {len(steps(peace))} cells, {time.monotonic() - began:.0f} s")
         dice, kills = random.Random(arguments.seed), 0
         while True:
-            delay = dice.uniform(14.0, 34.0) if kills < arguments.kills else None
-            if call(trouble, delay):
+            starting = kills % 5 == 4
+            delay = dice.uniform(2.0, 14.0) if starting else dice.uniform(0.0, 5.0)
+            if call(trouble, delay, once_it_trains=not starting) if kills < arguments.kills else call(trouble):
                 break
             kills += 1
             done = sum(standing == "finished" for _, standing, *_ in table(trouble))
-            print(
-                f"kill {kills:2} after {delay:4.1f} s: {sum(steps(trouble).values())} steps so far, {done} cells finished",
-                flush=True,
-            )
+            when = f"{delay:4.1f} s after {'the call' if starting else 'a step'}"
+            print(f"kill {kills:2}, {when}: {sum(steps(trouble).values())} steps so far, {done} cells finished", flush=True)
         clean, disturbed = steps(peace), steps(trouble)
         again = {key: disturbed.get(key, 0) - count for key, count in clean.items()}
         extra = sum(again.values())
