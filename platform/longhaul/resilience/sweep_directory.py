@@ -45,6 +45,8 @@ class CellRecord(BaseModel):
             person; `skipped` by `pruning`; `failed`.
         reason: why it was stopped, skipped or failed, in one line.
         begun: a call of this sweep has begun to train it; else, whatever it has reached is another sweep's work.
+        taken_for: the key that it would have by the code at hand when somebody took it, trained by other code, for what it is;
+            that holds until the code changes again.
         forced: somebody wants it trained to its end whatever stopping and pruning say.
         gpus: the share of a GPU that it takes.
         cost: predicted operations of its whole training, a multiplication and an addition counted as two.
@@ -61,6 +63,7 @@ class CellRecord(BaseModel):
     standing: Standing = "planned"
     reason: str | None = None
     begun: bool = False
+    taken_for: str | None = None
     forced: bool = False
     gpus: float = 0.0
     cost: float | None = None

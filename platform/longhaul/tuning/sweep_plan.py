@@ -116,7 +116,8 @@ def plan(
         name: of the sweep.
         folder: what relative paths in the recipe are seen from.
         force: cells to train to their end whatever stopping and pruning say: keys or labels, with `*` for anything.
-        any_code: take cells that other code has trained, or begun to, for what they are; those that are open go on.
+        any_code: take cells that other code has trained, or begun to, for what they are; those that are open go on. It is kept
+            with the sweep until the code changes again.
 
     Raises:
         UserError: a cell's recipe, data or model are not in order, no cell is called so, or a run has the sweep's name.
@@ -186,10 +187,13 @@ class _Taking:
     def take(self, cell: Cell) -> None:
         """One cell, in the place that it has in the sweep."""
         planned, other = self._planned, self._trained_by_other_code(cell)
-        if other is not None and self._any_code:  # not among `planned.cells`: what is written beside its run stays as it is
-            known = self._former.get(other) or planned.record(cell)
-            planned.state.cells.append(known.model_copy(update={"key": other, "coordinates": cell.coordinates}))
-            return
+        if other is not None:
+            known = self._former.get(other)
+            if self._any_code or (known is not None and known.taken_for == cell.key):
+                as_it_is = {"key": other, "coordinates": cell.coordinates, "taken_for": cell.key}
+                # not among `planned.cells`: what is written beside its run stays as it is
+                planned.state.cells.append((known or planned.record(cell)).model_copy(update=as_it_is))
+                return
         if other is not None:
             planned.other_code[cell.key] = changed_code(planned.directory, other, cell.code)
         if cell.key in self._former:
