@@ -31,7 +31,7 @@ Force = Annotated[
 ]
 AnyCode = Annotated[
     bool,
-    typer.Option("--any-code", help="Take finished cells of another version of the code for what they are, until it changes again."),
+    typer.Option("--any-code", help="Take finished cells of other code for what they are, until the code changes again."),
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; left out, the one at hand or a local one of its own.")]
 
