@@ -18,13 +18,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from broken_detector import damage, publish_failing_detector
+from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, TILES, publish_grid_detector
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from longhaul.export.registry import Registry
 from longhaul.serving.models.catalog import load_model
-from tests.shared.broken_detector import damage, publish_failing_detector
-from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, TILES, publish_grid_detector
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

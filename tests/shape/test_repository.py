@@ -15,6 +15,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from longhaul.errors import UserError
+from longhaul.recipe.document import field_schema
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "STYLE.md"]
 
@@ -99,3 +102,37 @@ def test_documents_show_only_make_targets_and_files_that_exist(document: str) ->
 def test_yaml_files_are_yaml() -> None:
     for path in [*(ROOT / "serve_configs").glob("*.yaml"), ROOT / "cluster.yaml"]:
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def stands_for_something(name: str) -> bool:
+    """Whether a dotted name is a module, what one defines or a folder offers, or a field of a recipe."""
+    place, parts = ROOT / "platform" / "longhaul", name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if not parts:
+        return True
+    module = place / f"{parts[0]}.py"
+    if module.is_file():
+        return len(parts) == 1 or re.search(rf"\b{parts[1]}\b", module.read_text()) is not None
+    if f'"{parts[0]}"' in (place / "__init__.py").read_text():
+        return True
+    try:
+        field_schema(name)
+    except UserError:
+        return False
+    return True
+
+
+def test_comments_name_modules_where_they_are() -> None:
+    package = ROOT / "platform" / "longhaul"
+    rooms = "|".join(sorted(place.stem for place in package.iterdir() if not place.name.startswith("_")))
+    named = re.compile(rf"`(?:longhaul\.)?((?:{rooms})(?:\.\w+)+)[`(]")
+    gone = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in package.rglob("*.py")
+        for name in named.findall(file.read_text())
+        if not name.endswith((".yaml", ".json")) and not stands_for_something(name)
+    }
+    assert gone == set()
+    assert [name for name in ("training.loop.train", "training.schedule", "recipe.diff") if not stands_for_something(name)] == []
+    assert [name for name in ("training.nothing", "tuning.grid.cells.content_of") if stands_for_something(name)] == []

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from grid_detector import publish_grid_detector
 from onnx import TensorProto, helper, numpy_helper
 
 from longhaul.export.manifest import Description, Manifest
 from longhaul.export.registry import Registry
-from tests.shared.grid_detector import publish_grid_detector
 
 
 def damage(registry: Registry, manifest: Manifest) -> None:

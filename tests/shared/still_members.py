@@ -6,13 +6,13 @@ import asyncio
 
 import numpy as np
 import torch
+from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES
 
 from longhaul.serving.detection.answers import ChunkAnswer
 from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.ensemble import Ensemble, EnsembleSettings, Member
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
-from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES
 
 
 def signal(seed: int = 0, samples: int = CHUNK_SAMPLES, **place) -> SignalChunk:

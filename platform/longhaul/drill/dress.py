@@ -30,7 +30,7 @@ FILE_LIMIT = 256 << 10
 
 
 def dress(folder: str, workload: Workload, ranks: Ranks, run: RunDirectory) -> Workload:
-    """`training.ray_worker.Dress` of a drill whose board is `folder`."""
+    """`training.on_ray.ray_worker.Dress` of a drill whose board is `folder`."""
     board, recipe, train = Board(Path(folder)), run.recipe(), workload.splits.train
     plan = board.plan()
     attempt: int = ranks.from_first(time.time_ns())

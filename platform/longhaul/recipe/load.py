@@ -58,7 +58,7 @@ def load_sweep(path: str | Path, overrides: typing.Sequence[str] = ()) -> SweepR
     """Read a sweep's file and apply overrides, such as `recipe.training.epochs=3` or `grid.data.resolution=[32, 64]`.
 
     Raises:
-        UserError: as `load` does; the base recipe is checked with each cell (`tuning.grid.cells`).
+        UserError: as `load` does; the base recipe is checked with each cell (`tuning.cells.cells`).
     """
     return parse_sweep(_text(path), source=str(path), overrides=overrides)
 

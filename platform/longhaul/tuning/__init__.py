@@ -1,1 +1,1 @@
-"""Choosing what a recipe leaves open: auto-tune from the number of samples, cross-validation."""
+"""Choosing what a recipe leaves open: sweeps over grids and searches, cross-validation, auto-tune from the number of samples."""

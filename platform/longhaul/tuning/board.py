@@ -16,8 +16,8 @@ from longhaul.recipe.sweep import SweepRecipe
 from longhaul.resilience.run_directory import Summary
 from longhaul.resilience.sweep_directory import CellRecord, SweepDirectory, SweepState
 from longhaul.tuning.budget import dollars
-from longhaul.tuning.grid.cells import Cell
-from longhaul.tuning.grid.code_version import CodeVersion, changed
+from longhaul.tuning.cells.cells import Cell
+from longhaul.tuning.cells.code_version import CodeVersion, changed
 from longhaul.tuning.trial import validations
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Cross-validation: a run for each fold, several at a time where the cluster has room, each as resilient as any run.
 
-Every fold is driven by a Ray task of its own (`ray.remote`), which trains by `training.launch.fit`; nothing here trains. The
-same command again goes on with what is not finished.
+Every fold is driven by a Ray task of its own (`ray.remote`), which trains by `training.on_ray.launch.fit`; nothing here trains.
+The same command again goes on with what is not finished.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from longhaul.errors import UserError
 from longhaul.recipe.sweep import PruningSection
 from longhaul.resilience.sweep_directory import CellRecord, Refused
 from longhaul.tuning.board import Board
-from longhaul.tuning.grid.cells import FOLD
+from longhaul.tuning.cells.cells import FOLD
 from longhaul.tuning.grid.grid_planner import Done, GridCell, GridPlanner, Skip, Standing, Wait
-from longhaul.tuning.search.history import Direction, Ended, Past
+from longhaul.tuning.history import Direction, Ended, Past
 from longhaul.tuning.search.search import SweepSearcher
 from longhaul.tuning.sweep_plan import SweepPlan
 

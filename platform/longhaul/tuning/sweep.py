@@ -25,7 +25,7 @@ from longhaul.training.loop import Trainer
 from longhaul.training.on_ray.capacity import obtainable
 from longhaul.tuning.board import Board, Watch, sign
 from longhaul.tuning.budget import Budget
-from longhaul.tuning.grid.cells import FOLD
+from longhaul.tuning.cells.cells import FOLD
 from longhaul.tuning.planners import GridPlan, SearchPlan, pasts, points, with_refused
 from longhaul.tuning.population.population import run_population
 from longhaul.tuning.results import results_table

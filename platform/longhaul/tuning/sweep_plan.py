@@ -19,7 +19,7 @@ from longhaul.storage import Storage
 from longhaul.training.course import Course
 from longhaul.training.patience import check_watched
 from longhaul.tuning.board import PAUSED, Board, changed_code, record_of
-from longhaul.tuning.grid.cells import FOLD, Cell, CellMaker, check_fields, content_of, other_code
+from longhaul.tuning.cells.cells import FOLD, Cell, CellMaker, check_fields, content_of, other_code
 from longhaul.tuning.sizing.cost import training_cost
 from longhaul.tuning.sizing.resources import gpu_share
 from longhaul.workloads import build

@@ -1,8 +1,8 @@
 """What a trial of a sweep runs, as a function trainable of Ray Tune: it trains one cell, or one for each fold, and reports.
 
 A cell of one worker trains in the trial's own process (`training.alone`); one of several is handed to Ray Train, inside the
-trial (`training.launch.fit`). All that it leaves lies in the cell's run directory, from which it goes on at the next call: to
-Tune it reports numbers alone, never a checkpoint.
+trial (`training.on_ray.launch.fit`). All that it leaves lies in the cell's run directory, from which it goes on at the next call:
+to Tune it reports numbers alone, never a checkpoint.
 """
 
 from __future__ import annotations

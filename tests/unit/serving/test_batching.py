@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timed_engine import TimedEngine, samples, taught
+from virtual_clock import run_virtually
 
 from longhaul.serving.queueing.batching import Batcher, DeadlinePassed, EngineFailed
 from longhaul.serving.queueing.deadline_queue import DeadlineQueue
-from tests.shared.timed_engine import TimedEngine, samples, taught
-from tests.shared.virtual_clock import run_virtually
 
 
 async def settle(batcher: Batcher, waiting: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grid_detector import SAMPLE_RATE_HZ, TILES, publish_grid_detector
+from held_engine import held_engine
 
 from longhaul.errors import IntegrityError, UserError
 from longhaul.export.registry import Registry
@@ -20,8 +22,6 @@ from longhaul.serving.models.catalog import Catalog, choose, load, warn_of_crowd
 from longhaul.serving.models.served import ServedClassifier, ServedDetector
 from longhaul.serving.refusals import UnknownModel
 from longhaul.signals.front_end import FrontEnd
-from tests.shared.grid_detector import SAMPLE_RATE_HZ, TILES, publish_grid_detector
-from tests.shared.held_engine import held_engine
 
 
 def names(manifests) -> list[str]:

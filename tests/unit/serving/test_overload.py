@@ -7,10 +7,10 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from timed_engine import TimedEngine, samples, taught
+from virtual_clock import run_virtually
 
 from longhaul.serving.queueing.batching import Batcher, DeadlinePassed
-from tests.shared.timed_engine import TimedEngine, samples, taught
-from tests.shared.virtual_clock import run_virtually
 
 
 class BigEngine(TimedEngine):

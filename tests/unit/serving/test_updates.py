@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken_detector import damage, publish_failing_detector
+from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
+from held_engine import held_engine
 
 from longhaul.engines.inference import EngineClosed
 from longhaul.errors import UserError
@@ -25,9 +28,6 @@ from longhaul.serving.models.served import ServedDetector
 from longhaul.serving.models.updates import RegistryWatch
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
-from tests.shared.broken_detector import damage, publish_failing_detector
-from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, publish_grid_detector
-from tests.shared.held_engine import held_engine
 
 LOG = "longhaul.serving.models.updates"
 WHY = {"damaged": "SHA-256 differs", "failing": "out of data bounds", "not a number": "not finite"}

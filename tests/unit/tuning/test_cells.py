@@ -17,7 +17,7 @@ from longhaul.recipe import parse
 from longhaul.recipe.flatten import flat
 from longhaul.recipe.load import load_sweep
 from longhaul.recipe.sweep import SweepRecipe
-from longhaul.tuning.grid.cells import NO_PART_OF_RESULT, Cell, CellMaker, check_fields, other_code
+from longhaul.tuning.cells.cells import NO_PART_OF_RESULT, Cell, CellMaker, check_fields, other_code
 from longhaul.tuning.sizing.cost import CostBook
 
 RESOMAP = Path(__file__).parents[3] / "jobs" / "recipes" / "resomap"

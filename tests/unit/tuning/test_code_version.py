@@ -11,7 +11,7 @@ import pytest
 
 import longhaul
 from longhaul.recipe import Recipe, parse
-from longhaul.tuning.grid.code_version import CodeVersion, Sources, changed, code_version
+from longhaul.tuning.cells.code_version import CodeVersion, Sources, changed, code_version
 
 CLASSIFIER = """
 name: cell

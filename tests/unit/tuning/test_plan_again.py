@@ -15,8 +15,8 @@ from longhaul.recipe.load import added
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.sweep_directory import CellRecord
-from longhaul.tuning.grid.cells import CellMaker, check_fields
-from longhaul.tuning.grid.code_version import Sources, code_version
+from longhaul.tuning.cells.cells import CellMaker, check_fields
+from longhaul.tuning.cells.code_version import Sources, code_version
 from longhaul.tuning.grid.grid_planner import GridCell, GridPlanner, Standing, Start
 from longhaul.tuning.sweep_plan import SweepPlan, plan
 

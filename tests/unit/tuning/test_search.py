@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 from longhaul.recipe.sweep import SearchSection
-from longhaul.tuning.search.history import Direction, Past
+from longhaul.tuning.history import Direction, Past
 from longhaul.tuning.search.search import SweepSearcher, draw, make_searcher
 
 FINISHED = Searcher.FINISHED

@@ -14,8 +14,8 @@ from longhaul.recipe.sweep import AshaStopping, MedianStopping, SweepRecipe
 from longhaul.resilience.run_directory import Summary
 from longhaul.resilience.sweep_directory import Refused
 from longhaul.tuning.board import Board
+from longhaul.tuning.history import Past
 from longhaul.tuning.planners import GridPlan, SearchPlan, pasts, points, with_refused
-from longhaul.tuning.search.history import Past
 from longhaul.tuning.search.search import make_searcher
 from longhaul.tuning.search.stopping import make_scheduler
 from longhaul.tuning.sweep_plan import SweepPlan, plan

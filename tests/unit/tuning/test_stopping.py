@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
-from longhaul.tuning.search.history import Direction, Past
+from longhaul.tuning.history import Direction, Past
 from longhaul.tuning.search.search import make_searcher
 from longhaul.tuning.search.stopping import make_scheduler
 

@@ -53,11 +53,6 @@ class IdentityMetrics:
     fragmentations: int
     idf1: float
 
-    @property
-    def kept_share(self) -> float:
-        """Kept of tracked emitters; 1 where none was tracked."""
-        return self.kept / self.tracked if self.tracked else 1.0
-
 
 def identity_metrics(sightings: Iterable[Sighting]) -> IdentityMetrics:
     """The metrics of sightings in order of time."""

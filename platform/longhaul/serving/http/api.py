@@ -85,7 +85,7 @@ def build_api(
 ) -> FastAPI:
     """The application over loaded models.
 
-    Its `state.streams` (`http.streams.Streams`) ends the open streams when the server stops.
+    Its `state.streams` (`serving.http.streaming.streams.Streams`) ends the open streams when the server stops.
 
     Args:
         catalog: what is served; the caller closes it.

@@ -42,7 +42,7 @@ class LoadSettings(BaseModel):
     """How models become engines.
 
     Attributes:
-        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.loading.make_engine`).
+        engine: `auto`, `onnxruntime` or `tensorrt` (`serving.models.loading.make_engine`).
         threads: CPU cores for one call of each ONNX Runtime engine.
         devices: model -> CUDA device; those that are not named are on the first.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,15 +71,6 @@ class Engine(Protocol):
 
     def set_clip_norm(self, norm: float) -> None:
         """From now on clip the gradient's global L2 norm to `norm`."""
-        ...
-
-
-@runtime_checkable
-class ShardedEngine(Protocol):
-    """An engine whose ranks save shards: another number of ranks loads whole tensors made of them."""
-
-    def load_universal(self, universal: Path, folder: Path) -> None:
-        """Read `universal`, made by `reshard` from the checkpoint in `folder`. All ranks must call it."""
         ...
 
 

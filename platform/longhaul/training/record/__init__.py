@@ -1,1 +1,1 @@
-"""What a run writes about itself, for people and trackers; no number of the training depends on it."""
+"""What a run writes about itself, for people and trackers."""

@@ -1,1 +1,1 @@
-"""A grid's cells: addressed by their content, planned in the order of their cost, left out where they cannot win."""
+"""In which order a grid's cells are trained, and which of them cannot win."""

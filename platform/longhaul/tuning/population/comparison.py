@@ -19,8 +19,8 @@ from ray.tune.search import BasicVariantGenerator
 
 from longhaul.errors import LonghaulError
 from longhaul.recipe.sweep import PbtStopping
+from longhaul.tuning.history import EPOCH, SCORE, Direction
 from longhaul.tuning.population.member import AT_COMPARISON, CHECKPOINT, ORDER
-from longhaul.tuning.search.history import EPOCH, SCORE, Direction
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -22,7 +22,7 @@ from longhaul.recipe.sweep import Choice, Domain, Integer, LogUniform, SearchSec
 from longhaul.resilience.checkpoint import CheckpointStore
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.sweep_directory import SweepDirectory
-from longhaul.tuning.search.history import Direction, Past, identity
+from longhaul.tuning.history import Direction, Past, identity
 from longhaul.tuning.search.search import draw
 
 POPULATION = "population"

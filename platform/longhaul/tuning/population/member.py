@@ -30,7 +30,7 @@ from longhaul.training.alone import train_alone
 from longhaul.training.course import Course
 from longhaul.training.loop import Trainer
 from longhaul.training.progress import Progress
-from longhaul.tuning.search.history import EPOCH, SCORE
+from longhaul.tuning.history import EPOCH, SCORE
 from longhaul.tuning.trial import validations
 from longhaul.workloads import build
 

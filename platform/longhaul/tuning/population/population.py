@@ -31,6 +31,7 @@ from longhaul.training.loop import Trainer
 from longhaul.training.on_ray.capacity import obtainable
 from longhaul.tuning.board import Board
 from longhaul.tuning.budget import Budget
+from longhaul.tuning.history import SCORE
 from longhaul.tuning.population.comparison import Comparison, Members, member_of
 from longhaul.tuning.population.lineage import (
     CHANGEABLE,
@@ -47,7 +48,6 @@ from longhaul.tuning.population.lineage import (
     run_of,
 )  # fmt: skip
 from longhaul.tuning.population.member import AT_COMPARISON, FAILED, ORDER, STEPS, TRAINED, MemberOrder, train_member
-from longhaul.tuning.search.history import SCORE
 from longhaul.tuning.sizing.cost import training_cost
 from longhaul.tuning.sizing.resources import gpu_share, parallel_trials, trial_resources
 from longhaul.tuning.sweep_plan import SweepPlan

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from longhaul.recipe.sweep import SearchSection
-from longhaul.tuning.search.history import EPOCH, SCORE, Direction, Ended, Past, identity
+from longhaul.tuning.history import EPOCH, SCORE, Direction, Ended, Past, identity
 from longhaul.tuning.search.space import SearchSpace
 
 log = logging.getLogger(__name__)

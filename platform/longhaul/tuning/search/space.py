@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from longhaul.recipe.sweep import Choice, Domain, Integer, LogUniform, SearchSection, Uniform
-from longhaul.tuning.search.history import identity
+from longhaul.tuning.history import identity
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 
 from longhaul.errors import UserError
 from longhaul.recipe.sweep import AshaStopping, MedianStopping, NoStopping, PbtStopping, StoppingSection
-from longhaul.tuning.search.history import EPOCH, EPOCHS, KEY, SCORE, Direction, Past
+from longhaul.tuning.history import EPOCH, EPOCHS, KEY, SCORE, Direction, Past
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

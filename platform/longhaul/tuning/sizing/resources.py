@@ -47,7 +47,7 @@ def trial_resources(recipe: Recipe, section: ResourcesSection, gpus: float, clus
         recipe: of the cell.
         section: of the sweep.
         gpus: from `gpu_share`.
-        cluster: what there is , or may come to be (`training.capacity.obtainable`).
+        cluster: what there is , or may come to be (`training.on_ray.capacity.obtainable`).
 
     Raises:
         UserError: the cluster never has as much, so that the trial would wait for ever.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from virtual_clock import run_virtually
 
 from longhaul.serving.detection import ensemble as ensemble_module
 from longhaul.serving.detection.answers import ChunkAnswer, Status
@@ -18,7 +19,6 @@ from longhaul.serving.detection.ensemble import LEAST_MARGIN_S, Ensemble, Ensemb
 from longhaul.serving.queueing.batching import Batcher
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.tile_folder import TileSettings
-from tests.shared.virtual_clock import run_virtually
 
 RATE = 1e6
 DEADLINE_S, TOLERANCE_S = 0.4, 0.005

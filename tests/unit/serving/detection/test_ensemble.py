@@ -9,7 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from grid_detector import CELL, CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES, publish_grid_detector
 from pydantic import PrivateAttr
+from still_members import Still, ensemble_of, signal, told, wayward
+from virtual_clock import run_virtually
 
 from longhaul.errors import UserError
 from longhaul.export.registry import Registry
@@ -22,9 +25,6 @@ from longhaul.serving.refusals import InvalidParameter, UnknownModel
 from longhaul.signals.front_end import FrontEnd
 from longhaul.signals.geometry import Corners
 from longhaul.signals.tile_folder import TileSettings
-from tests.shared.grid_detector import CELL, CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES, publish_grid_detector
-from tests.shared.still_members import Still, ensemble_of, signal, told, wayward
-from tests.shared.virtual_clock import run_virtually
 
 
 def details(answer: ChunkAnswer) -> dict[str, str | None]:

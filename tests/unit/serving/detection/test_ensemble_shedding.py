@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 from pydantic import ValidationError
+from still_members import Still, ensemble_of, signal, told, wayward
+from virtual_clock import run_virtually
 
 from longhaul.serving.detection.ensemble import EnsembleSettings, Member, SheddingSettings
 from longhaul.serving.refusals import UnknownModel
-from tests.shared.still_members import Still, ensemble_of, signal, told, wayward
-from tests.shared.virtual_clock import run_virtually
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])

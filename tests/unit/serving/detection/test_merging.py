@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from longhaul.serving.detection.chunk import SignalChunk
 from longhaul.serving.detection.merging import ModelBoxes, emissions_of, merge, suppress
 from longhaul.serving.detection.places import Places
 from longhaul.signals.front_end import FrontEnd
-from tests.shared.grid_detector import CHUNK_SAMPLES, SAMPLE_RATE_HZ, SIDE, TILES
 
 CLASSES = ("wifi", "bluetooth", "lte")
 

@@ -24,7 +24,7 @@ from longhaul.recipe.phases import resolve
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.storage import file_sha256
 from longhaul.training.alone import can_train_alone
-from longhaul.tuning.grid.code_version import CodeVersion, Sources, code_version
+from longhaul.tuning.cells.code_version import CodeVersion, Sources, code_version
 from longhaul.tuning.sizing.cost import CostBook
 from longhaul.tuning.sizing.micro_batch import fit_micro_batch
 from longhaul.workloads import build

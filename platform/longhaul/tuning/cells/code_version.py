@@ -9,7 +9,7 @@ along their imports, within the rooms that decide numbers (`_ROOMS`). The other 
   they decide beyond that (rolling back from a spike) acts on runs that have gone wrong.
 * `errors`, `insight`, `export`, `tuning` and all above: talk about numbers, and change none.
 
-`_RECORDERS` names modules and folders of what lies in those rooms and only records, talks or draws.
+`_RECORDERS` names what lies in those rooms and only records, talks or draws.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ _RECORDERS = frozenset(
     f"{_PACKAGE}.{module}"
     for module in (
         # What a run writes about itself, for people and trackers.
-        "training.record",
+        "training.record.record",
+        "training.record.logbook",
+        "training.record.trackers",
+        "training.record.tracker_feed",
+        "training.record.busy",
         "training.recovery.quarantine",
         # When a run hears from outside, and what it tells Ray.
         "training.pulse",
@@ -168,8 +172,7 @@ def _names(before: dict[str, str], now: dict[str, str]) -> list[str]:
 def _decides(module: str) -> bool:
     parts = module.split(".")
     in_a_room = parts[0] == _PACKAGE and len(parts) > 1 and parts[1] in _ROOMS
-    recorder = any(module == name or module.startswith(f"{name}.") for name in _RECORDERS)
-    return module in _DECIDERS or (in_a_room and not recorder)
+    return module in _DECIDERS or (in_a_room and module not in _RECORDERS)
 
 
 def _library(name: str) -> str:
