@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from longhaul.insight.curves import CYCLE, GREY, png
@@ -14,11 +16,17 @@ from longhaul.insight.explain.consistency import Agreement, Estimate
 _MARKERS = "os^Dv"  # five, of seven colours: 35 lines look differently
 _TOP = 20  # percent
 _APART = 0.012  # share of a resolution by which the lines' points stand apart, so that their bars do not cover each other
+_CHANCE = "chance"
 _BESIDE = 2  # more lines than these stand beside the panels: in them their names would cover the curves
 
 
 def consistency_picture(agreements: Mapping[str, Sequence[tuple[int, Agreement]]], *, title: str, images: int) -> bytes:
-    """A PNG: rank correlation, and IoU of the top 20 %, with the maps at a resolution of reference.
+    """`consistency_figure` as PNG."""
+    return png(consistency_figure(agreements, title=title, images=images))
+
+
+def consistency_figure(agreements: Mapping[str, Sequence[tuple[int, Agreement]]], *, title: str, images: int) -> Figure:
+    """Rank correlation, and IoU of the top 20 %, with the maps at a resolution of reference.
 
     Args:
         agreements: by what a line is called, (resolution in pixels, agreement with the reference), ascending. Where lines have
@@ -28,7 +36,7 @@ def consistency_picture(agreements: Mapping[str, Sequence[tuple[int, Agreement]]
     """
     figure = Figure(figsize=(10 if len(agreements) <= _BESIDE else 12, 4.2), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize=12)
-    note = f"mean over {images} images with its 95 % interval (Student's t); dashed: chance, maps of different images"
+    note = f"mean over {images} images with its 95 % interval (Student's t); chance: maps of different images"
     figure.supxlabel(note, fontsize=8, color="#555555")
     ranks, overlaps = figure.subplots(1, 2)
     for number, (name, points) in enumerate(agreements.items()):
@@ -40,17 +48,25 @@ def consistency_picture(agreements: Mapping[str, Sequence[tuple[int, Agreement]]
     _dress(ranks, "rank correlation (Spearman)", sides)
     _dress(overlaps, f"IoU of the top {_TOP} %", sides)
     if len(agreements) > _BESIDE:
-        handles, names = ranks.get_legend_handles_labels()
-        figure.legend(handles, names, frameon=False, fontsize=8, loc="outside right upper")
+        figure.legend(handles=_handles(ranks), frameon=False, fontsize=8, loc="outside right upper")
     else:
         for axes in (ranks, overlaps):
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(handles=_handles(axes), frameon=False, fontsize=9)
     overlaps.set_ylim(0, 1.02)
     found = [one.rank_correlation for points in agreements.values() for _, one in points]
     low = min(one.mean if one.low is None else one.low for one in found)
     ranks.set_ylim(min(low - 0.05, -0.05), 1.02)
     ranks.axhline(0, color=GREY, linewidth=0.7)
-    return png(figure)
+    return figure
+
+
+def _handles(axes: Axes) -> list[Artist]:
+    """The lines, and what chance looks like: of two resolutions it is one small mark, which nobody would take for dashed."""
+    handles: list[Artist] = [*axes.get_legend_handles_labels()[0]]
+    if any(line.get_gid() == _CHANCE for line in axes.get_lines()):
+        small = Line2D([], [], color=GREY, linestyle="--", linewidth=1, marker="o", markersize=3, label=_CHANCE)
+        handles.append(small)
+    return handles
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, Estimate]], name: str, shift: float, look: Mapping[str, str]) -> None:
@@ -63,7 +79,7 @@ def _line(axes: Axes, points: Sequence[tuple[int, Estimate]], name: str, shift: 
     )
     chance = [one.chance for _, one in points if one.chance is not None]
     if len(chance) == len(points):
-        axes.plot(sides, chance, color=colour, linestyle="--", linewidth=1, marker=marker, markersize=3, alpha=0.8)
+        axes.plot(sides, chance, color=colour, linestyle="--", linewidth=1, marker=marker, markersize=3, alpha=0.8, gid=_CHANCE)
 
 
 def _dress(axes: Axes, label: str, sides: Sequence[int]) -> None:

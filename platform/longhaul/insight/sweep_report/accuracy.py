@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,6 +15,10 @@ from longhaul.insight.sweep_report.groups import Group, Spread, grouped, test_me
 from longhaul.insight.sweep_report.look import MARKERS, dress, mark, panels, resolution_axis
 
 Value = Callable[[Group], Spread | None]
+
+_INSIDE = 3  # names that a panel has room for; more stand below it
+_LINE = 0.17  # inches that a name takes below a panel
+_BELOW = 5.2  # how far below the axes names begin, in heights of one: ticks and the axis's name come first
 
 
 def accuracy_figure(cells: Sequence[Cell], goal: str, *, value: Value = Group.score, dashed: str | None = None) -> Figure | None:
@@ -44,6 +49,7 @@ def accuracy_figure(cells: Sequence[Cell], goal: str, *, value: Value = Group.sc
             _draw_family(axes, mine, value, dashed)
         dress(axes, title=family, y=goal, metric=goal)
         resolution_axis(axes, resolutions)
+    _make_room(figure, grid)
     _share_range(grid, [edge for group in measured if group.finished for edge in _heights((value(group), group.result(dashed)))])
     return figure
 
@@ -68,7 +74,7 @@ def _draw_family(axes: Axes, groups: Sequence[Group], value: Value, dashed: str)
         _draw(axes, tests, colour, (0, (3, 2)))
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=line))
     handles += [Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=1, label=dashed)]
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
+    _legend(axes, handles)
 
 
 def _draw_trials(axes: Axes, groups: Sequence[Group], value: Value) -> None:
@@ -81,7 +87,23 @@ def _draw_trials(axes: Axes, groups: Sequence[Group], value: Value) -> None:
             face = look["color"] if finished else "none"
             axes.scatter(x, y, s=26, alpha=0.7, marker=look["marker"], edgecolors=look["color"], facecolors=face)
         axes.scatter([], [], s=26, label=model, **look)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    _legend(axes, axes.get_legend_handles_labels()[0])
+
+
+def _legend(axes: Axes, handles: Sequence[Artist]) -> None:
+    """In the panel while it is short; below it where it would cover the lines."""
+    if len(handles) <= _INSIDE:
+        axes.legend(handles=handles, frameon=False, fontsize=8, loc="best")
+    else:
+        axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=_BELOW)
+
+
+def _make_room(figure: Figure, grid: Sequence[Axes]) -> None:
+    """A taller figure where names stand below its panels, which keep their height."""
+    names = max(len(legend.get_texts()) for axes in grid if (legend := axes.get_legend()) is not None)
+    place = grid[0].get_subplotspec()
+    if names > _INSIDE and place is not None:
+        figure.set_figheight(figure.get_figheight() + place.get_gridspec().nrows * _LINE * names)
 
 
 def _draw(axes: Axes, points: Sequence[tuple[int, Spread | None]], colour: str, style: str | tuple[int, tuple[int, int]]) -> None:

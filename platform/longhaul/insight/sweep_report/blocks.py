@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from longhaul.insight.sweep_report.tables import Table
 
@@ -23,6 +23,18 @@ class Block:
     width: int = 0
     height: int = 0
     table: Table | None = None
+
+
+def damage(png: bytes) -> str | None:
+    """Why a picture that somebody else has written cannot be shown; None where it is whole."""
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image.verify()
+    except UnidentifiedImageError:  # its own text names an address in memory
+        return "it is no picture" if png else "it is empty"
+    except (OSError, SyntaxError, ValueError) as error:  # a SyntaxError is a PNG's broken chunk
+        return str(error)
+    return None
 
 
 def picture(file: str, png: bytes, *, title: str = "", alt: str, caption: str = "") -> Block:

@@ -23,7 +23,7 @@ from longhaul.insight.curves import png, training_figure
 from longhaul.insight.explain.attribution import METHODS
 from longhaul.insight.explain.record import load_explanation
 from longhaul.insight.explain.run_pictures import TITLES
-from longhaul.insight.sweep_report.blocks import picture
+from longhaul.insight.sweep_report.blocks import damage, picture
 from longhaul.insight.sweep_report.cells import Cell
 from longhaul.insight.sweep_report.confusion import large_figure
 from longhaul.insight.sweep_report.layers import Anatomy, anatomy
@@ -132,7 +132,7 @@ def write_cell(folder: Storage, cell: Cell, state: SweepState, anatomies: Anatom
         anatomies: of the networks.
 
     Returns:
-        The cell with its count, and the names of the files in the folder.
+        The cell with its count and with what was wrong with its pictures, and the names of the files in the folder.
     """
     former = _former(folder)
     same = former is not None and former.key == cell.key
@@ -146,7 +146,9 @@ def write_cell(folder: Storage, cell: Cell, state: SweepState, anatomies: Anatom
     told = _told(counted, state)
     if former is not None and former.model_copy(update={"files": []}) == told and _complete(folder, former.files):
         return counted, [_FILE, *former.files]
-    pictures = _pictures(counted, state)
+    pictures, problems = _pictures(counted, state)
+    counted = replace(counted, problems=(*counted.problems, *problems))
+    told = told.model_copy(update={"problems": list(counted.problems)})
     for name, data in pictures.items():
         folder.write_bytes(name, data)
         names.append(name)
@@ -203,11 +205,12 @@ def _told(cell: Cell, state: SweepState) -> CellSummary:
     )
 
 
-def _pictures(cell: Cell, state: SweepState) -> dict[str, bytes]:
-    """PNG by name: learning curves and confusion matrix drawn, those of an explanation copied."""
+def _pictures(cell: Cell, state: SweepState) -> tuple[dict[str, bytes], list[str]]:
+    """PNG by name, learning curves and confusion matrix drawn, an explanation's copied; and why any of those cannot be shown."""
     if cell.run is None:
-        return {}
-    found = {}
+        return {}, []
+    found: dict[str, bytes] = {}
+    problems = []
     with contextlib.suppress(LonghaulError):  # already among the cell's problems
         metrics = cell.run.metrics()
         if len(metrics):
@@ -215,8 +218,16 @@ def _pictures(cell: Cell, state: SweepState) -> dict[str, bytes]:
     drawn = {"confusion.png": large_figure(cell), "precision-recall.png": cell_figure(cell)}
     found |= {name: png(figure, CELL_DPI, quick=True) for name, figure in drawn.items() if figure is not None}
     for name in _explained(cell):
-        found[name] = cell.run.storage.read_bytes(f"pictures/{name}")
-    return found
+        try:
+            data = cell.run.storage.read_bytes(f"pictures/{name}")
+            problem = damage(data)
+        except OSError as error:
+            problem = str(error)
+        if problem is None:
+            found[name] = data
+        else:
+            problems.append(f"its picture {name} cannot be read: {problem}")
+    return found, problems
 
 
 def _explained(cell: Cell) -> dict[str, int]:

@@ -56,9 +56,9 @@ def charts(cells: Sequence[Cell], goal: str) -> list[Chart]:
     metric = test_metric(goal)
     alike = set(measured_like(cells))
     latency, operations = [], []
-    for group in grouped([cell for cell in cells if cell.finished]):
+    for group in grouped(cells):
         value = group.result(metric)
-        if value is None:
+        if value is None or not group.finished:  # not in every fold: the rest would be told for the whole
             continue
         timed = group.mean(lambda cell: cell.profile.single.p50_ms if cell.profile is not None and cell.key in alike else None)
         counted = group.mean(lambda cell: cell.count.flops / 1e9 if cell.count is not None else None)

@@ -178,10 +178,10 @@ def _recommended(charts: Sequence[Chart], state: SweepState) -> list[tuple[str, 
 
 
 def _time(cells: Sequence[Cell], state: SweepState) -> str:
-    own = sum(cell.record.seconds for cell in cells)
+    run, own = f"{duration_text(3600 * state.hours)} that the sweep has run", sum(cell.record.seconds for cell in cells)
     if not own and any(cell.finished for cell in cells):
-        return "none: its cells had been trained before"
-    return f"{duration_text(3600 * state.hours)} that the sweep has run; {duration_text(own)} of its cells' own training"
+        return f"{run}; its cells had been trained before"
+    return f"{run}; {duration_text(own)} of its cells' own training"
 
 
 def _operations(cells: Sequence[Cell]) -> list[tuple[str, str]]:
@@ -192,8 +192,16 @@ def _operations(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     spent = sum(cost * cell.share_trained for cost, cell in costs)
     unknown = f" (without {len(cells) - len(costs)} cells of unknown cost)" if len(costs) < len(cells) else ""
     share = f"{100 * spent / whole:.1f} % of the {whole:.3g} that all cells take trained to their ends"
-    text = f"{spent:.3g} spent, {share}{unknown}"
+    text = f"{spent:.3g} spent, {share}{_spent_before(costs, spent)}{unknown}"
     return [("training operations", text)]
+
+
+def _spent_before(costs: Sequence[tuple[float, Cell]], spent: float) -> str:
+    """Of the operations those of cells that the sweep has taken over as other sweeps left them."""
+    before = sum(cost * cell.share_trained for cost, cell in costs if not (cell.record.begun or cell.record.seconds))
+    if not before:
+        return ""
+    return ", all of them before this sweep" if before == spent else f", {before:.3g} of them before this sweep"
 
 
 def _clock(time_s: float) -> str:

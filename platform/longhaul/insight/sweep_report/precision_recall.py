@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,7 @@ from longhaul.insight.sweep_report.tested import PrecisionRecall
 
 MAP, MAP50 = "test/map", "test/map50"
 _MOST = 6  # panels, where neither model nor resolution tells which
+_ACROSS = 34  # characters of a title that a panel has room for
 
 
 def cell_figure(cell: Cell) -> Figure | None:
@@ -35,9 +37,8 @@ def best_figure(cells: Sequence[Cell], direction: Literal["max", "min"]) -> Figu
     figure, grid = panels(len(shown), height=3.9)
     for group, axes in zip(shown, grid, strict=True):
         mean, folds = _mean(group)
-        title = group.label if folds == 1 else f"{group.label}, mean of {folds} folds"
         draw_precision_recall(axes, mean.curves, mean.classes, title="")
-        axes.set_title(title, fontsize=10.5)
+        axes.set_title(_title(group, folds), fontsize=10.5)
     return figure
 
 
@@ -45,17 +46,31 @@ def best_groups(cells: Sequence[Cell], direction: Literal["max", "min"]) -> list
     """The best one of each model; of a single model, of each resolution; of a single resolution, simply the best few.
 
     Args:
-        cells: of a sweep; those without curves are left out, as are those that were not trained to their end.
+        cells: of a sweep; those without curves are left out, as are those of which not every fold was trained to its end.
         direction: of the goal.
     """
-    sign = 1 if direction == "max" else -1
-    scored = [(group, score.mean) for group in grouped(_with_curves(cells)) if (score := group.score()) is not None]
-    ranked = [group for group, _ in sorted(scored, key=lambda pair: -sign * pair[1])]
+    ranked = _ranked(cells, direction)
     of_model = {group.first.model: group for group in reversed(ranked)}
     if len(of_model) > 1:
         return [of_model[model] for model in models([group.first for group in ranked])]
     of_size = {group.first.resolution or 0: group for group in reversed(ranked)}
     return [of_size[size] for size in sorted(of_size)] if len(of_size) > 1 else ranked[:_MOST]
+
+
+def best_text(cells: Sequence[Cell], direction: Literal["max", "min"]) -> str:
+    """What `best_figure` shows of these cells, in a sentence."""
+    shown = best_groups(cells, direction)
+    if not shown:
+        unfinished = any(cell.precision_recall is not None for cell in cells)
+        return "No cell with curves was trained to its end in all folds." if unfinished else "No curves were saved."
+    if len({group.first.model for group in shown}) > 1:
+        which = "the best cell of each model"
+    elif len({group.first.resolution for group in shown}) > 1:
+        which = "the best cell of each resolution"
+    else:
+        left_out = len(_ranked(cells, direction)) > len(shown)
+        which = f"the best {len(shown)} cells" if left_out else "all cells, the best first" if len(shown) > 1 else "the only cell"
+    return f"On the test split, at IoU 0.5: {which}."
 
 
 def by_resolution_figure(cells: Sequence[Cell]) -> Figure | None:
@@ -79,12 +94,24 @@ def _average_precision(group: Group) -> Spread | None:
     return group.result(MAP)
 
 
+def _title(group: Group, folds: int) -> str:
+    """In lines that a panel has room for; a number stays with its unit."""
+    lines = textwrap.wrap(group.label.replace(" px", "\N{NO-BREAK SPACE}px"), _ACROSS, break_on_hyphens=False)
+    lines += [f"mean of {folds} folds"] if folds > 1 else []
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
 def _tested(cells: Sequence[Cell]) -> list[Cell]:
-    return [cell for cell in cells if cell.finished and MAP in cell.results]
+    """With every fold of what is drawn, tested or not: one that failed makes its mark a hollow one."""
+    return [cell for group in grouped(cells) if _average_precision(group) is not None for cell in group.cells]
 
 
-def _with_curves(cells: Sequence[Cell]) -> list[Cell]:
-    return [cell for cell in cells if cell.finished and cell.precision_recall is not None]
+def _ranked(cells: Sequence[Cell], direction: Literal["max", "min"]) -> list[Group]:
+    """Those with curves, the best first; a mean over some of the folds says less than one over all of them."""
+    with_curves = [group for group in grouped(cells) if any(cell.precision_recall is not None for cell in group.cells)]
+    scored = [(group, score.mean) for group in with_curves if group.finished and (score := group.score()) is not None]
+    sign = 1 if direction == "max" else -1
+    return [group for group, _ in sorted(scored, key=lambda pair: -sign * pair[1])]
 
 
 def _mean(group: Group) -> tuple[PrecisionRecall, int]:

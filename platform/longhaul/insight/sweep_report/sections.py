@@ -22,14 +22,21 @@ from longhaul.insight.sweep_report.learning import learning_figure
 from longhaul.insight.sweep_report.look import DPI
 from longhaul.insight.sweep_report.page import Section
 from longhaul.insight.sweep_report.population import Population, population_figure
-from longhaul.insight.sweep_report.precision_recall import MAP, MAP50, best_figure, by_fields_figure, by_resolution_figure
+from longhaul.insight.sweep_report.precision_recall import (
+    MAP,
+    MAP50,
+    best_figure,
+    best_text,
+    by_fields_figure,
+    by_resolution_figure,
+)
 from longhaul.insight.sweep_report.search import fields_figure, progress_figure, varied_fields
 from longhaul.insight.sweep_report.tables import agreement_table, folds_table, layers_table
 from longhaul.recipe.sweep import SweepRecipe
 from longhaul.resilience.sweep_directory import SweepState
 
 _SIDES = "Where the sides of Grad-CAM's maps differ, a coarse map is compared with a finer one: some of what differs is the grid."
-_HOLLOW = "Hollow marks are cells that were not trained to their end."
+_HOLLOW = "Hollow marks are cells that were not trained to their end, or of which a fold was not."
 
 
 class Album:
@@ -187,16 +194,16 @@ def _detection(cells: Sequence[Cell], state: SweepState, asked: SweepRecipe | No
         by_resolution_figure(cells),
         title="Average precision against resolution",
         alt=f"{MAP} and {MAP50} against resolution, a line a model",
-        caption=f"Solid: {MAP}, the mean over IoU 0.5 to 0.95; dashed: {MAP50}, at IoU 0.5.",
+        caption=f"Solid: {MAP}, the mean over IoU 0.5 to 0.95; dashed: {MAP50}, at IoU 0.5. {_HOLLOW}",
     )
     blocks += album.add(
         "average-precision.png",
         by_fields_figure(cells, varied_fields(asked, cells)),
         title="Average precision against what varies",
         alt=f"{MAP} against each field that varies",
-        caption=f"{MAP}: the mean over IoU 0.5 to 0.95.",
+        caption=f"{MAP}: the mean over IoU 0.5 to 0.95. {_HOLLOW}",
     )
-    text = "On the test split, at IoU 0.5: the best cell of each model; where there is one model, of each resolution."
+    text = best_text(cells, state.direction)
     return Section("detection", "Precision and recall of the detectors", (text,), tuple(blocks))
 
 

@@ -54,3 +54,10 @@ def test_numbers_on_the_front_stand_apart() -> None:
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 7
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_configuration_that_failed_in_one_fold_is_on_no_chart(small_grid: SweepDirectory) -> None:
+    cells = read_cells(small_grid, small_grid.state())
+    whole = len(charts(cells, "val/top1")[1].points)
+    failed = replace(cells[0], record=cells[0].record.model_copy(update={"standing": "failed"}))
+    assert len(charts([*cells, failed], "val/top1")[1].points) == whole - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from PIL import Image
 from sweep_maker import Ends, make_grid, make_search
 
 from longhaul.errors import IntegrityError
+from longhaul.insight.sweep_report.blocks import damage
+from longhaul.insight.sweep_report.cells import read_cells
+from longhaul.insight.sweep_report.page import facts
 from longhaul.insight.sweep_report.report import write_report
 from longhaul.resilience.sweep_directory import SweepDirectory
 from longhaul.storage import Storage
@@ -67,14 +71,29 @@ def test_the_training_that_was_spared_is_counted(reported: str) -> None:
     assert f"{100 * share:.1f} % of the" in read_page(reported).text
 
 
-def test_a_sweep_that_took_over_cells_trained_before_does_not_call_their_training_0_seconds(tmp_path: Path) -> None:
+def test_a_sweep_that_took_over_cells_trained_before_says_so_of_their_time_and_of_their_operations(tmp_path: Path) -> None:
     sweep = make_grid(str(tmp_path), models=("tiny_cnn",), resolutions=(32,), ends={})
     state = sweep.state()
     state.cells[0].seconds = 0.0
     sweep.save_state(state)
     address = write_report(sweep, NOTHING_MORE)
-    assert "none: its cells had been trained before" in read_page(address).text
+    text = read_page(address).text
+    assert "25 min 12 s that the sweep has run; its cells had been trained before" in text
+    assert "all cells take trained to their ends, all of them before this sweep" in text
     assert "144 (8 epochs)" in read_page(str(Path(address).parent / "cnn/tiny_cnn/32/index.html")).texts
+
+
+def test_of_operations_those_of_cells_that_were_taken_over_are_told_apart(tmp_path: Path) -> None:
+    sweep = make_grid(str(tmp_path), models=SMALL, resolutions=(32,), ends={})
+    state = sweep.state()
+    taken, own = state.cells
+    taken.seconds, taken.cost, own.cost = 0.0, 1e9, 3e9
+    cells = read_cells(sweep, state)
+    assert dict(facts(cells, state, None, []))["training operations"] == (
+        "4e+09 spent, 100.0 % of the 4e+09 that all cells take trained to their ends, 1e+09 of them before this sweep"
+    )
+    taken.begun = True  # by this sweep; its seconds are not known
+    assert "before" not in dict(facts(cells, state, None, []))["training operations"]
 
 
 def test_the_model_stays_in_sight_when_the_table_is_moved_sideways(reported: str) -> None:
@@ -127,6 +146,32 @@ def test_damaged_cells_are_told_and_do_not_end_the_report(own_explained: SweepDi
         assert f"simple_cnn {cell.coordinates['data.resolution']} px: its {what} cannot be read" in page.text
     assert "2: 2 finished" in page.text
     assert {"front-latency.png", "learning.png", "confusion-cnn.png"} <= set(page.pictures)
+
+
+def test_damaged_pictures_of_an_explanation_are_told_on_both_pages_and_left_out(own_explained: SweepDirectory) -> None:
+    storage = own_explained.run(own_explained.state().cells[0].key).storage
+    whole = storage.read_bytes("pictures/explain_saliency.png")
+    damaged = {"explain.png": b"", "explain_saliency.png": whole[: len(whole) // 2]}
+    for name, data in damaged.items():
+        storage.write_bytes(f"pictures/{name}", data)
+    for _ in range(2):  # what an earlier report has told is told again
+        address = write_report(own_explained, NOTHING_MORE)
+        page, cell = read_page(address), read_page(str(Path(address).parent / "cnn/simple_cnn/24/index.html"))
+        for name in damaged:
+            assert f"simple_cnn 24 px: its picture {name} cannot be read: " in page.text
+            assert f"its picture {name} cannot be read: " in cell.text
+            assert name not in [*cell.pictures, *cell.links]
+        assert "explain_gradcam.png" in cell.links
+
+
+def test_wherever_a_picture_ends_too_early_or_is_altered_its_damage_is_found() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    assert damage(data) is None
+    for place in range(data.index(b"IEND") - 4):  # the last part holds nothing
+        assert damage(data[:place])
+        assert damage(data[:place] + bytes([255 - data[place]]) + data[place + 1 :])
 
 
 def test_a_damaged_state_is_refused_before_anything_is_written(small_grid: SweepDirectory) -> None:

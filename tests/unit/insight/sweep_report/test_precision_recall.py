@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 from sweep_maker import DETECTORS, SIGNALS, make_detection, make_grid
 
 from longhaul.insight.sweep_report.cells import Cell, read_cells
-from longhaul.insight.sweep_report.precision_recall import best_figure, best_groups, by_fields_figure, by_resolution_figure
+from longhaul.insight.sweep_report.precision_recall import (
+    best_figure,
+    best_groups,
+    best_text,
+    by_fields_figure,
+    by_resolution_figure,
+)
 from longhaul.insight.sweep_report.report import write_report
 from longhaul.insight.sweep_report.search import varied_fields
 from longhaul.resilience.run_directory import event_row
@@ -28,6 +35,7 @@ def test_a_sweep_of_detectors_has_a_section_of_its_own_and_each_cell_its_curves(
     address = write_report(make_detection(str(tmp_path)), NOTHING_MORE)
     page = read_page(address)
     assert "detection" in page.anchors
+    assert "On the test split, at IoU 0.5: the best cell of each model." in page.text
     assert {"precision-recall.png", "average-precision-resolution.png"} <= set(page.pictures)
     assert "confusion" not in page.anchors
     cell = read_page(str(Path(address).parent / f"faster_rcnn/{FIRST}/64/index.html"))
@@ -66,10 +74,55 @@ def test_folds_are_drawn_as_the_mean_of_their_curves(tmp_path: Path) -> None:
     cells = cells_of(make_detection(str(tmp_path), models=[FIRST], resolutions=(64,), folds=3))
     figure = best_figure(cells, "max")
     assert figure is not None
-    assert figure.axes[0].get_title() == f"{FIRST} 64 px, mean of 3 folds"
+    assert figure.axes[0].get_title() == f"{FIRST} 64 px\nmean of 3 folds"
     curves = [cell.precision_recall.curves for cell in cells if cell.precision_recall is not None]
     drawn = np.asarray(figure.axes[0].get_lines()[0].get_ydata())
     np.testing.assert_allclose(drawn, np.mean(curves, axis=0)[0][: len(drawn)])
+
+
+def test_titles_lie_within_their_panels(tmp_path: Path) -> None:
+    cells = cells_of(make_detection(str(tmp_path), models=[SECOND], resolutions=(64, 96, 128), rates=(1e-2, 1e-3), folds=3))
+    figure = best_figure(cells, "max")
+    assert figure is not None
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        title, panel = axes.title.get_window_extent(), axes.get_window_extent()
+        assert panel.x0 <= title.x0 < title.x1 <= panel.x1
+        assert title.y1 <= figure.bbox.y1
+    assert [axes.get_title() for axes in figure.axes][-1] == f"{SECOND} 0.001\n128 px\nmean of 3 folds"
+
+
+def test_the_text_says_which_cells_are_shown(tmp_path: Path) -> None:
+    rates = tuple(10.0**-place for place in range(1, 9))
+    models = cells_of(make_detection(str(tmp_path), "models"))
+    sizes = [cell for cell in models if cell.model == FIRST]
+    alone = cells_of(make_detection(str(tmp_path), "alone", models=[FIRST], resolutions=(64,), rates=rates))
+    assert best_text(models, "max") == "On the test split, at IoU 0.5: the best cell of each model."
+    assert best_text(sizes, "max") == "On the test split, at IoU 0.5: the best cell of each resolution."
+    assert best_text(alone, "max") == "On the test split, at IoU 0.5: the best 6 cells."
+    assert best_text(alone[:3], "max") == "On the test split, at IoU 0.5: all cells, the best first."
+    assert best_text(alone[:1], "max") == "On the test split, at IoU 0.5: the only cell."
+    without = [replace(cell, precision_recall=None) for cell in models]
+    assert best_text(without, "max") == "No curves were saved."
+
+
+def _failed(cell: Cell) -> Cell:
+    """As a cell that failed before it was tested."""
+    return replace(cell, record=cell.record.model_copy(update={"standing": "failed"}), results={}, precision_recall=None)
+
+
+def test_a_combination_of_which_a_fold_failed_is_neither_among_the_best_nor_drawn_as_finished(tmp_path: Path) -> None:
+    cells = cells_of(make_detection(str(tmp_path), models=[FIRST], resolutions=(64, 128), rates=(1e-2, 1e-3), folds=2))
+    place = f"{FIRST} 0.001 128 px"
+    assert place in [group.label for group in best_groups(cells, "max")]
+    cells = [_failed(cell) if (cell.place, cell.fold) == (place, 1) else cell for cell in cells]
+    assert [group.label for group in best_groups(cells, "max")] == [f"{FIRST} 0.001 64 px", f"{FIRST} 0.01 128 px"]
+    figure = by_resolution_figure(cells)
+    assert figure is not None
+    hollow = [line for line in figure.axes[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [np.asarray(line.get_xdata()).tolist() for line in hollow] == [[128]]
+    only = [_failed(cell) if cell.fold == 1 else cell for cell in cells]
+    assert best_text(only, "max") == "No cell with curves was trained to its end in all folds."
 
 
 def test_average_precision_is_drawn_against_the_coordinate_that_varies(tmp_path: Path) -> None:
