@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from longhaul.errors import UserError
 
 _COPY_BYTES = 8 << 20
+_NEARLY_S3 = re.compile(r"s3(:|//)", re.IGNORECASE)  # taken for a folder, it would hide the slip
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{8}$")  # a local file that is still being written, or whose writer died
 _S3_CONNECT_TIMEOUT_S = 5.0
 _S3_REQUEST_TIMEOUT_S = 60.0
@@ -71,7 +72,7 @@ class Storage:
         S3 takes credentials and endpoint from the environment (`AWS_*`, `AWS_ENDPOINT_URL` too), as boto3 does.
 
         Raises:
-            UserError: the scheme is neither a path nor s3, or there is no bucket.
+            UserError: the scheme is neither a path nor s3, s3:// is misspelt, or there is no bucket.
         """
         text = str(uri)
         if text.startswith("s3://"):
@@ -79,6 +80,8 @@ class Storage:
             if not root or root.startswith("/") or "?" in root:
                 raise UserError(f"storage {text!r}: not of the form s3://bucket/prefix", "Give options as AWS_* variables")
             return cls(_s3_filesystem(root.partition("/")[0]), root, f"s3://{root}")
+        if _NEARLY_S3.match(text):
+            raise UserError(f"storage {text!r}: nearly s3", "Write s3://bucket/prefix")
         if "://" in text and not text.startswith("file://"):
             raise UserError(f"storage {text!r}: unknown scheme", "Give a local path or s3://bucket/prefix")
         path = str(Path(text.removeprefix("file://")).expanduser().resolve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from longhaul.cli.profile import notes, profile
+from longhaul.cli.profile import notes, profile, tables
 from longhaul.errors import UserError
-from longhaul.insight.profile_table import Row
+from longhaul.insight.profile import Conditions
+from longhaul.insight.profile_table import Row, profile_row
+
+CONDITIONS = Conditions(device="cpu", batch=3, budget_s=0.1)
 
 app = typer.Typer(rich_markup_mode="rich")
 app.command(name="profile")(profile)
@@ -57,6 +61,32 @@ def test_measuring_prints_times_writes_the_table_and_draws(tmp_path: Path) -> No
         ("test_resnet", 8, True), ("test_resnet", 32, True), ("test_vit", 8, False), ("test_vit", 32, True),
     ]  # fmt: skip
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Row]:
+    row = profile_row("test_resnet", 10, 8, CONDITIONS)
+    return [row, row.model_copy(update={"model": "mobilenetv3_small_100"})]
+
+
+@pytest.mark.parametrize(("width", "count"), [(200, 1), (80, 2), (40, 2)])
+def test_no_figure_is_ever_cut(width: int, count: int, measured: list[Row]) -> None:
+    console = Console(record=True, width=width, soft_wrap=True)
+    shown = tables(measured, CONDITIONS, console)
+    assert len(shown) == count
+    for table in shown:
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert width == 40 or max(map(len, text.splitlines())) <= width
+    profiled, counted = measured[0].profile, measured[0].count
+    assert profiled is not None
+    assert counted is not None
+    row = re.split(r"\s{2,}|\s*│\s*", " ".join(line for line in text.splitlines() if "mobilenetv3_small_100" in line))
+    figures = (counted.parameters / 1e6, counted.macs / 1e9, profiled.single.p50_ms, profiled.batched.samples_per_s)
+    read = [float(cell.strip("~ ").removesuffix(" M")) for cell in row if re.fullmatch(r"~?[0-9.]+( M)?", cell.strip())]
+    for figure in figures:
+        assert any(cell == pytest.approx(figure, rel=0.02) for cell in read), (figure, row)
 
 
 def test_the_ten_backbones_stand_beside_the_named_ones_once_each() -> None:

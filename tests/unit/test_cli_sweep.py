@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,31 @@ def test_status_shows_one_sweep_or_all_of_them(tmp_path: Path) -> None:
     assert len(ranked) == 24
     both = output("status", "--storage", root)
     assert [row[0] for row in rows(both, "finished")] == ["grid", "search"]
-    assert "no sweep is there" in refusal("status", "grdi", "--storage", root)
+    assert "no sweep is there. Did you mean 'grid'?" in refusal("status", "grdi", "--storage", root)
+
+
+def test_an_empty_storage_is_named(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert output("status", "--storage", root).startswith(f"no sweeps in {root}; start one: longhaul sweep ")
+    assert f"{root} holds no sweeps" in refusal("status", "grid", "--storage", root)
+
+
+def test_epochs_are_short_and_hours_say_what_they_are(tmp_path: Path) -> None:
+    directory = make_grid(str(tmp_path), models=["tiny_cnn"], resolutions=[32], ends={})
+    state = directory.state()
+    state.cells[0].scores.append((2.00522, 0.5))
+    directory.save_state(state)
+    text = output("status", "grid", "--storage", str(tmp_path))
+    assert " 2.005 " in text
+    assert f"the sweep has run {state.hours:.2f} h" in text
+
+
+def test_a_verb_that_is_nearly_right_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Did you mean `longhaul sweep diff`?" in refusal("dif", "a", "b")
+    assert "no such file" in refusal("small.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dif").write_text("name: a")
+    assert "is no sweep" in refusal("dif")
 
 
 def test_two_sweeps_are_compared_cell_by_cell(tmp_path: Path) -> None:
@@ -91,8 +116,17 @@ def test_two_sweeps_are_compared_cell_by_cell(tmp_path: Path) -> None:
     text = output("diff", "a", "b", "--storage", root)
     (same,) = rows(text, "the same cell")
     assert same[:2] == ["resnet18", "48"]
-    assert len(rows(text, " - ")) == 4
+    assert [row[:2] for row in rows(text, "only in a")] == [["resnet18", "32"], ["tiny_cnn", "32"], ["tiny_cnn", "48"]]
+    assert [row[:2] for row in rows(text, "only in b")] == [["resnet18", "64"]]
     assert "no sweep is there" in refusal("diff", "a", "c", "--storage", root)
+
+
+def test_a_sweep_and_a_file_of_its_name_are_told_apart(tmp_path: Path, file: Path) -> None:
+    make_grid(str(tmp_path), "small", models=["tiny_cnn"], resolutions=[32], ends={})
+    text = output("diff", "small", str(file), "--storage", str(tmp_path))
+    (head,) = rows(text, "difference")
+    assert head == ["cell", "small", "small.yaml", "difference"]
+    assert len(rows(text, "only in small.yaml")) == 4
 
 
 def test_a_sweep_is_extended_by_what_its_grid_has(tmp_path: Path, file: Path, few_digits: Path) -> None:
@@ -108,6 +142,14 @@ def test_a_sweep_is_extended_by_what_its_grid_has(tmp_path: Path, file: Path, fe
     assert "no value of a field of the grid" in refusal("extend", "small", "--add", "seed=1", "--plan", "--storage", root)
     assert "no sweep is there" in refusal("extend", "smal", "--storage", root)
     assert planned.directory.recipe() == planned.sweep  # a plan changes nothing
+
+
+@pytest.mark.parametrize("verb", ["run", "extend"])
+def test_what_help_shows_to_set_can_be_set(verb: str, file: Path, tmp_path: Path) -> None:
+    shown = set(re.findall(r"--set (\S+\.\S+=[^\s;]+)", " ".join(output(verb, "--help").split())))
+    assert len(shown) >= 2
+    for override in shown:
+        assert "cells: 0 finished" in output(str(file), "--plan", "--storage", str(tmp_path / "runs"), "--set", override)
 
 
 def test_help_names_the_verbs_and_is_quick_to_read() -> None:

@@ -16,8 +16,11 @@ from sweep_maker import make_grid
 from typer.testing import CliRunner
 
 from longhaul.cli import sweep as sweep_command
+from longhaul.cli.main import app as longhaul
+from longhaul.cli.run_name import named_run
 from longhaul.cli.sweep import app
 from longhaul.cli.sweep_tables import best_lines, plan_lines
+from longhaul.errors import UserError
 from longhaul.insight.runs import resolve_run
 from longhaul.recipe.load import load_sweep
 from longhaul.resilience.lease import lease
@@ -34,12 +37,12 @@ recipe:
 """
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "300", "TERM": "dumb"}, prog_name="longhaul sweep")
+def run(*arguments: str, columns: int = 300) -> Result:
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": str(columns), "TERM": "dumb"}, prog_name="longhaul sweep")
 
 
-def output(*arguments: str) -> str:
-    result = run(*arguments)
+def output(*arguments: str, columns: int = 300) -> str:
+    result = run(*arguments, columns=columns)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.output
 
@@ -50,12 +53,25 @@ def grid(tmp_path: Path) -> SweepDirectory:
 
 
 def test_status_shows_the_run_of_each_cell_when_asked(grid: SweepDirectory) -> None:
-    text = output("status", "grid", "--storage", grid.root, "--runs")
+    text = output("status", "grid", "--storage", grid.root, "--runs", columns=40)
     for record in grid.state().cells:
-        (line,) = [line for line in text.splitlines() if f" {record.key} " in line and "export" not in line]
-        assert line.split()[:2] == record.printed
+        (line,) = [line for line in text.splitlines() if record.key in line and "export" not in line]
+        assert line.split() == [*record.printed, record.key]
     assert f"runs: {grid.root}/cells" in text
     assert grid.state().cells[1].key not in output("status", "grid", "--storage", grid.root).split("best:")[0]
+
+
+@pytest.mark.parametrize("verb", [["explain"], ["runs", "show"], ["runs", "compare"], ["export"], ["plan", "--run"]])
+def test_a_sweep_that_is_given_for_a_run_is_told_from_one(grid: SweepDirectory, verb: list[str]) -> None:
+    error = CliRunner().invoke(longhaul, [*verb, "grid", "--storage", grid.root]).exception
+    assert isinstance(error, UserError)
+    assert "grid is a sweep, not a run" in str(error)
+    assert f"`longhaul sweep status grid --storage {grid.root} --runs`" in str(error)
+    assert f"--storage {grid.root}/cells" in str(error)
+    with pytest.raises(UserError, match="not found below"):
+        named_run("grdi", grid.root)
+    with pytest.raises(UserError, match="grid is a sweep"):
+        named_run(f"{grid.root}/grid/", "elsewhere")
 
 
 def test_the_best_cell_is_named_with_the_command_that_makes_a_model_of_it(grid: SweepDirectory) -> None:

@@ -198,6 +198,13 @@ def test_a_failing_local_write_cleans_up(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("uri", ["s3//bucket/x", "s3:/bucket/x", "s3:bucket/x", "S3://bucket/x"])
+def test_a_slip_of_s3_is_no_folder(uri: str) -> None:
+    with pytest.raises(UserError, match="nearly s3"):
+        Storage.open(uri)
+    assert Storage.open("s3/x").is_local
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://somewhere", "s3://", "s3:///x", "s3://bucket/x?scheme=http"])
 def test_an_address_that_cannot_be_used(uri: str) -> None:
     with pytest.raises(UserError, match=r"storage .*: (unknown scheme|not of the form s3://bucket/prefix)"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from longhaul.insight.timing import Timing
 
 _LEAST_PX, _MOST_PX = 8, 4096
+_MOST_WIDTH = 1000  # characters, more than any table has
 
 
 class PrecisionOption(StrEnum):
@@ -94,7 +96,8 @@ def profile(
     conditions = None if count_only else _conditions(measuring)
     console = Console(highlight=False, soft_wrap=True)
     measured = _measured(names, sides, classes, conditions, cpu_memory=measuring.memory)
-    console.print(table(measured, conditions))
+    for table in tables(measured, conditions, console):
+        console.print(table)
     for line in notes(measured):
         console.print(line)
     if out is not None:
@@ -136,31 +139,62 @@ def _measured(
     return measured
 
 
-def table(measured: Sequence[Row], conditions: Conditions | None) -> Table:
-    """A row for each network and resolution; figures that are missing are left empty."""
-    shown = Table(title=_title(measured), title_justify="left")
+def tables(measured: Sequence[Row], conditions: Conditions | None, console: Console) -> list[Table]:
+    """A row for each network and resolution; figures that are missing are left empty, and none is ever cut.
+
+    Returns:
+        One table where the console has room for it; else what is counted and what is measured, below each other.
+    """
+    counted = _counted_columns(measured, exact=conditions is None)
+    if conditions is None:
+        return [_table(measured, counted, _title(measured), console)]
+    timed = _timed_columns(measured, conditions)
+    whole = _table(measured, counted | timed, _title(measured), console)
+    if (whole.width or 0) <= console.width:
+        return [whole]
+    parts = ((counted, "counted"), (timed, _title(measured)))
+    return [_table(measured, columns, title, console, narrow=True) for columns, title in parts]
+
+
+def _table(
+    measured: Sequence[Row], columns: dict[str, list[str]], title: str, console: Console, *, narrow: bool = False
+) -> Table:
+    """As wide as its figures are, whether the console is or not; `columns`: by head, a text for each row."""
+    shown = Table(title=title, title_justify="left")
+    if narrow:
+        shown.box, shown.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     shown.add_column("model", no_wrap=True)
-    for name in ("px", "parameters", "width", "MB", "GMACs", "GFLOPs"):
-        shown.add_column(name)
-    if conditions is not None:
-        names = ("p50 ms\nbatch 1", "p99 ms\nbatch 1", f"p50 ms\nbatch {conditions.batch}", "images/s", "peak MB")
-        for name in names:
-            shown.add_column(name)
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    for name in ("px", *columns):
+        shown.add_column(name, no_wrap=True, justify="right")
+    several = len({row.resolution for row in measured}) > 1
     for place, row in enumerate(measured):
-        counted = ["", "", "", "", ""]
+        ends = place + 1 == len(measured) or measured[place + 1].model != row.model
+        texts = [column[place] for column in columns.values()]
+        shown.add_row(row.model, str(row.resolution), *texts, end_section=ends and several)
+    shown.width = console.measure(shown, options=console.options.update(max_width=_MOST_WIDTH)).maximum
+    return shown
+
+
+def _counted_columns(measured: Sequence[Row], *, exact: bool) -> dict[str, list[str]]:
+    """What is known on paper; `exact`: parameters to the last one, not in millions."""
+    columns: dict[str, list[str]] = {name: [] for name in ("parameters", "width", "MB", "GMACs", "GFLOPs")}
+    for row in measured:
+        texts = [""] * len(columns)
         if row.count is not None:
             width = "" if row.count.feature_width is None else str(row.count.feature_width)
             flops = [f"{value / 1e9:.3g}" if value < 1e9 else f"{value / 1e9:.2f}" for value in (row.count.macs, row.count.flops)]
-            parameters = f"{row.count.parameters:,}" if conditions is None else f"{row.count.parameters / 1e6:.2f} M"
-            counted = [parameters, width, f"{row.count.size_mb:.1f}", *flops]
-        ends = place + 1 == len(measured) or measured[place + 1].model != row.model
-        times = [] if conditions is None else _times(row.profile)
-        shown.add_row(
-            row.model, str(row.resolution), *counted, *times, end_section=ends and len({r.resolution for r in measured}) > 1
-        )
-    return shown
+            parameters = f"{row.count.parameters:,}" if exact else f"{row.count.parameters / 1e6:.2f} M"
+            texts = [parameters, width, f"{row.count.size_mb:.1f}", *flops]
+        for column, text in zip(columns.values(), texts, strict=True):
+            column.append(text)
+    return columns
+
+
+def _timed_columns(measured: Sequence[Row], conditions: Conditions) -> dict[str, list[str]]:
+    """What was measured here."""
+    names = ("p50 ms\nbatch 1", "p99 ms\nbatch 1", f"p50 ms\nbatch {conditions.batch}", "images/s", "peak MB")
+    times = [_times(row.profile) for row in measured]
+    return {name: [texts[place] for texts in times] for place, name in enumerate(names)}
 
 
 def notes(measured: Sequence[Row]) -> list[str]:

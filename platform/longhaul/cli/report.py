@@ -27,8 +27,9 @@ def report(
     """Draw a sweep, finished or not, on one page with its pictures: STORAGE/SWEEP/report/index.html.
 
     The page has the table of all cells, accuracy against resolution, what accuracy costs in latency and operations, how
-    consistent explanations are across resolutions, confusion matrices, heat maps and learning curves; each cell has a folder of
-    its own beside it, FAMILY/MODEL/RESOLUTION. What is there already is not measured or explained again.
+    consistent explanations are across resolutions, confusion matrices, detectors' precision-recall curves, heat maps and learning
+    curves; each cell has a folder of its own beside it, FAMILY/MODEL/RESOLUTION. What is there already is not measured or
+    explained again.
 
     Example: longhaul report resomap_small
 

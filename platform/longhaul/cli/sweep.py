@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typer.core import TyperGroup
 
-from longhaul.cli.recipe import Overrides, RecipePath
+from longhaul.errors import UserError
 
 if TYPE_CHECKING:
     from longhaul.recipe.sweep import SweepRecipe
     from longhaul.resilience.sweep_directory import SweepState
     from longhaul.tuning.sweep_plan import SweepPlan
 
+SweepPath = Annotated[Path, typer.Argument(help="A sweep's file, such as jobs/recipes/resomap/small.yaml.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", "-s", metavar="FIELD=VALUE",
+        help="Override a field, e.g. --set recipe.training.epochs=3 or --set grid.data.resolution=[32,64]; repeatable.",
+    ),
+]  # fmt: skip
 Name = Annotated[str | None, typer.Option(help="The sweep's; default: the recipe's name.")]
 StorageRoot = Annotated[
     str | None, typer.Option("--storage", help="Where sweeps and their cells lie: a folder or s3://bucket/prefix. Default: runs.")
@@ -44,6 +53,9 @@ class RunsByDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Click's hook: put `run` in front of what is no verb."""
         if args and args[0] not in self.commands and args[0] != "--help":
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            if near and not Path(args[0]).exists() and not ctx.resilient_parsing:
+                raise UserError(f"sweep {args[0]}: neither a verb nor a file", f"Did you mean `longhaul sweep {near[0]}`?")
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
@@ -59,7 +71,7 @@ app = typer.Typer(
 
 @app.command(name="run")
 def run_sweep(
-    recipe: RecipePath,
+    recipe: SweepPath,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     name: Name = None,
     storage: StorageRoot = None,
@@ -122,20 +134,22 @@ def status(
 
     Example: longhaul sweep status resomap_small --runs
     """
-    from longhaul.cli.sweep_tables import best_lines, cells_table, is_driven, sweeps_table
+    from longhaul.cli.sweep_tables import best_lines, cells_table, is_driven, run_lines, sweeps_table
     from longhaul.cluster.connect import default_storage
     from longhaul.resilience.sweep_directory import SweepDirectory
 
     console = Console(highlight=False)
     root = storage or default_storage()
     if name is None:
-        console.print(sweeps_table(SweepDirectory.all(root)))
+        sweeps = SweepDirectory.all(root)
+        none = f"no sweeps in {escape(root)}; start one: longhaul sweep jobs/recipes/resomap/small.yaml"
+        console.print(sweeps_table(sweeps) if sweeps else none, soft_wrap=not sweeps)
         return
     sweep = SweepDirectory.open(root, name)
     state = sweep.state()
-    console.print(cells_table(state, driven=is_driven(sweep), runs=runs))
-    if runs:
-        console.print(f"runs: {escape(sweep.run(state.cells[0].key).uri.rpartition('/')[0])}" if state.cells else "no runs yet")
+    console.print(cells_table(state, driven=is_driven(sweep)))
+    for line in run_lines(sweep, state) if runs else ():
+        console.print(line, soft_wrap=True)
     for note in state.notes:
         console.print(f"[dim]{escape(note)}[/]")
     for line in best_lines(sweep, state):
@@ -159,13 +173,13 @@ def diff(
     from longhaul.tuning.sweep_plan import plan
 
     root = storage or default_storage()
-    before = SweepDirectory.open(root, first).state()
+    before, head = SweepDirectory.open(root, first).state(), second
     if Path(second).suffix in (".yaml", ".yml"):
-        sweep = load_sweep(second)
+        sweep, head = load_sweep(second), Path(second).name
         after = plan(sweep, root, sweep.name, folder=Path.cwd()).state
     else:
         after = SweepDirectory.open(root, second).state()
-    Console(highlight=False).print(difference_table(before, after))
+    Console(highlight=False).print(difference_table(before, after, (first, head)))
 
 
 def _go(

@@ -34,6 +34,8 @@ def plan_table(planned: SweepPlan) -> Table:
         gpu = f"{record.gpus:g}" if record.gpus else "-"
         table.add_row(*_values(record), _standing(record), f"{cost / scale:.3g}", f"{cost / (whole or 1.0):.1%}", gpu)
     table.caption = f"{whole / scale:.4g} {unit} in all (a multiplication and an addition count as two)"
+    if any(record.gpus for record in cells):  # a plan asks no cluster what it has
+        table.caption += "; GPU: what a cell takes where the cluster has any"
     return table
 
 
@@ -65,30 +67,45 @@ def plan_lines(planned: SweepPlan) -> list[str]:
     return lines
 
 
-def cells_table(state: SweepState, *, driven: bool = True, runs: bool = False) -> Table:
+def cells_table(state: SweepState, *, driven: bool = True) -> Table:
     """How every cell stands, the best first.
 
     Args:
         state: of the sweep.
         driven: whether a process drives it; without one, nothing runs that is said to.
-        runs: with the name of each cell's run directory, by which `longhaul runs show` and `longhaul export` know it.
     """
-    sign = -1 if state.direction == "max" else 1
-    ranked = sorted(state.cells, key=lambda record: (record.score is None, sign * (record.score or 0.0)))
+    ranked = _ranked(state)
     test = f"test/{state.goal.removeprefix('val/')}"
     tests = [test] if any(test in record.results for record in state.cells) else []
-    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", *(["run"] if runs else []), "why")
+    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", "why")
     for record in ranked:
         score = "" if record.score is None else f"{record.score:.4f}"
         results = [f"{record.results[name]:.4f}" if name in record.results else "" for name in tests]
-        epochs = f"{record.scores[-1][0]:g}" if record.scores else ""
+        epochs = f"{record.scores[-1][0]:.4g}" if record.scores else ""
         time = duration_text(record.seconds) if record.seconds else ""
-        run = [record.key] if runs else []
         standing = _standing(record, driven=driven)
-        table.add_row(*_values(record), standing, score, *results, epochs, time, *run, escape(record.reason or ""))
-    spent = f"{state.hours:.2f} h" + (f", {state.dollars:.2f} dollars" if state.dollars else "")
+        table.add_row(*_values(record), standing, score, *results, epochs, time, escape(record.reason or ""))
+    spent = f"the sweep has run {state.hours:.2f} h" + (f" and cost {state.dollars:.2f} dollars" if state.dollars else "")
     table.title, table.caption = f"sweep {state.name}: {_counts(state, driven=driven)}", spent
     return table
+
+
+def run_lines(directory: SweepDirectory, state: SweepState) -> list[str]:
+    """Where the cells' runs lie, and each cell with the name that `longhaul runs show` and `longhaul export` know its run by.
+
+    Lines and no table: a name that is folded cannot be copied.
+    """
+    if not state.cells:
+        return ["no runs yet"]
+    ranked = [(" ".join(record.printed), record.key) for record in _ranked(state)]
+    folder, longest = directory.run(ranked[0][1]).uri.rpartition("/")[0], max(len(label) for label, _ in ranked)
+    return [escape(line) for line in (f"runs: {folder}", *(f"{label:{longest}}  {key}" for label, key in ranked))]
+
+
+def _ranked(state: SweepState) -> list[CellRecord]:
+    """The cells, the best first."""
+    sign = -1 if state.direction == "max" else 1
+    return sorted(state.cells, key=lambda record: (record.score is None, sign * (record.score or 0.0)))
 
 
 def sweeps_table(sweeps: Sequence[SweepDirectory]) -> Table:
@@ -106,18 +123,18 @@ def sweeps_table(sweeps: Sequence[SweepDirectory]) -> Table:
     return table
 
 
-def difference_table(first: SweepState, second: SweepState) -> Table:
-    """Cells by coordinates: those of one alone, and the scores of those that both have."""
-    table = Table("cell", first.name, second.name, "difference", box=box.SIMPLE_HEAD)
+def difference_table(first: SweepState, second: SweepState, heads: tuple[str, str]) -> Table:
+    """Cells by coordinates: those of one alone, and the scores of those that both have; `heads` tell the two apart."""
+    table = Table("cell", *(escape(head) for head in heads), "difference", box=box.SIMPLE_HEAD)
     left, right = ({record.label: record for record in state.cells} for state in (first, second))
     for label in dict.fromkeys([*left, *right]):
         one, other = left.get(label), right.get(label)
-        told = ""
+        told = f"only in {heads[0] if other is None else heads[1]}"
         if one is not None and other is not None:
             same = "the same cell" if one.key == other.key else "another recipe, data or code"
             gap = "" if one.score is None or other.score is None or one.key == other.key else f"{other.score - one.score:+.4f}, "
             told = gap + same
-        table.add_row(escape(label), _score(one), _score(other), told)
+        table.add_row(escape(label), _score(one), _score(other), escape(told))
     return table
 
 

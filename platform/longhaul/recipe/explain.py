@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from longhaul.recipe.schema import Recipe
+
 
 def explain(error: ValidationError, raw: dict[str, Any], model: type[BaseModel]) -> list[str]:
     """One line an error.
@@ -33,6 +35,8 @@ def _line(detail: dict[str, Any], raw: dict[str, Any], model: type[BaseModel]) -
     path = ".".join(map(str, location))
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden":
+        if len(location) == 1 and "recipe" in model.model_fields and location[0] in Recipe.model_fields:  # in a sweep
+            return f"{path}: unknown field; did you mean 'recipe.{path}'?"
         names = _field_names(model, detail["loc"][:-1])
         near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the fields here are {', '.join(names)}"

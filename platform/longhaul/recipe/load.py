@@ -191,7 +191,8 @@ def apply_override(raw: dict[str, Any], override: str, option: str, key: str | N
     keys = path.strip().split(".") if key is None else [key]
     if not equals or not all(keys):
         raise UserError(
-            f"{option} {override!r}: not of the form field.path=value", f"Write for example {option} training.epochs=3"
+            f"{option} {override!r}: not of the form field.path=value",
+            f"Write for example {option} training.epochs=3; of a sweep, {option} recipe.training.epochs=3",
         )
     try:
         parsed = yaml.safe_load(value)

@@ -12,6 +12,7 @@ What a cell has reached lies in its own run directory; here stands what the swee
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -169,11 +170,15 @@ class SweepDirectory:
         """An existing sweep.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is none of that name; the message names the nearest.
         """
         sweep = cls.at(root, name)
         if not sweep.exists:
-            raise UserError(f"sweep {sweep.storage.uri}: no sweep is there", "See `longhaul sweep status`, or give --storage")
+            there = [other.name for other in cls.all(root)]
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
+            among = f"There are {', '.join(there[:8])}" if there else f"{root} holds no sweeps; give the --storage that does"
+            fix = f"Did you mean {near[0]!r}?" if near else among
+            raise UserError(f"sweep {sweep.storage.uri}: no sweep is there", fix)
         return sweep
 
     @classmethod

@@ -54,6 +54,13 @@ def test_a_grids_values_may_be_mappings_and_lists() -> None:
     assert sweep.grid["training.optimizer.betas"] == ([0.9, 0.99], [0.8, 0.999])
 
 
+def test_a_recipes_field_in_a_sweep_is_sent_below_recipe() -> None:
+    assert "did you mean 'recipe.training'?" in refusal(GRID, "training.epochs=3")
+    assert "did you mean 'recipe.seed'?" in refusal(GRID, "seed=3")
+    assert "did you mean 'pruning'?" in refusal(GRID, "prunning={}")
+    assert "did you mean 'trials'?" in refusal(GRID, "budget.trails=3")
+
+
 @pytest.mark.parametrize(
     "written", ["{data.resolution: [32], model.name: [a]}", "{data: {resolution: [32]}, model: {name: [a]}}"]
 )
