@@ -3,7 +3,7 @@
     python benchmarks/sweeps/kills.py --kills 20 --seed 1
 
 Both train the same grid (tiny networks on the digits, two at a time). The one that is disturbed loses its driver by SIGKILL,
-and with it the whole Ray cluster, at a random time: up to five seconds after the first step of that call, however long the
+and with it the whole Ray cluster, at a random time: up to four seconds after the first step of that call, however long the
 machine takes to get there, or one time in five while it still starts; then the same command is given again.
 Every optimizer step that is begun is counted by a byte in a file. Prediction: no cell is trained twice; what is repeated is at
 most the steps since the last checkpoint (here every four steps) of the two cells that train when the kill comes, about four
@@ -126,7 +126,7 @@ def main() -> None:
         dice, kills = random.Random(arguments.seed), 0
         while True:
             starting = kills % 5 == 4
-            delay = dice.uniform(2.0, 14.0) if starting else dice.uniform(0.0, 5.0)
+            delay = dice.uniform(2.0, 14.0) if starting else dice.uniform(0.0, 4.0)
             if call(trouble, delay, once_it_trains=not starting) if kills < arguments.kills else call(trouble):
                 break
             kills += 1
