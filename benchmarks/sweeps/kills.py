@@ -3,8 +3,8 @@
     python benchmarks/sweeps/kills.py --kills 20 --seed 1
 
 Both train the same grid (tiny networks on the digits, two at a time). The one that is disturbed loses its driver by SIGKILL,
-and with it the whole Ray cluster, at a random time: up to four seconds after the first step of that call, however long the
-machine takes to get there, or one time in five while it still starts; then the same command is given again.
+and with it the whole Ray cluster, at a random time: after so many steps of that call that all kills find something to train,
+whatever the machine's speed, or one time in five while it still starts; then the same command is given again.
 Every optimizer step that is begun is counted by a byte in a file. Prediction: no cell is trained twice; what is repeated is at
 most the steps since the last checkpoint (here every four steps) of the two cells that train when the kill comes, about four
 steps a kill; scores and results are bitwise the same.
@@ -68,20 +68,20 @@ def drive(storage: str) -> None:
     print([(cell.label, cell.standing, cell.reason) for cell in state.cells if cell.standing != "finished"])
 
 
-def call(storage: Path, kill_after_s: float | None = None, *, once_it_trains: bool = False) -> bool:
+def call(storage: Path, kill_after_s: float | None = None, *, kill_after_steps: int = 0) -> bool:
     """Call the sweep; whether it came to its end. Killed, all its processes are waited for.
 
     Args:
         storage: of the sweep.
         kill_after_s: None lets it end.
-        once_it_trains: whether that counts from the first step of this call, not from the call.
+        kill_after_steps: that this call has begun; `kill_after_s` counts from there.
     """
-    before = sum(steps(storage).values())
+    end = sum(steps(storage).values()) + kill_after_steps
     environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, __file__, "--drive", str(storage)], env=environment, start_new_session=True)
     try:
-        while once_it_trains and process.poll() is None and sum(steps(storage).values()) == before:
-            time.sleep(0.1)
+        while process.poll() is None and sum(steps(storage).values()) < end:
+            time.sleep(0.02)
         return process.wait(kill_after_s) == 0
     except subprocess.TimeoutExpired:
         family = psutil.Process(process.pid).children(recursive=True)
@@ -124,14 +124,18 @@ def main() -> None:
         assert call(peace)
         print(f"in peace: {sum(steps(peace).values())} steps in {len(steps(peace))} cells, {time.monotonic() - began:.0f} s")
         dice, kills = random.Random(arguments.seed), 0
+        most = max(1, sum(steps(peace).values()) // max(arguments.kills, 1))  # on average half of it: enough is left for all
         while True:
+            if kills == arguments.kills:
+                assert call(trouble)
+                break
             starting = kills % 5 == 4
-            delay = dice.uniform(2.0, 14.0) if starting else dice.uniform(0.0, 4.0)
-            if call(trouble, delay, once_it_trains=not starting) if kills < arguments.kills else call(trouble):
+            wait_s, some = (dice.uniform(2.0, 14.0), 0) if starting else (dice.uniform(0.0, 0.3), dice.randint(1, most))
+            if call(trouble, wait_s, kill_after_steps=some):
                 break
             kills += 1
             done = sum(standing == "finished" for _, standing, *_ in table(trouble))
-            when = f"{delay:4.1f} s after {'the call' if starting else 'a step'}"
+            when = f"{wait_s:.1f} s after the call" if starting else f"after {some} steps"
             print(f"kill {kills:2}, {when}: {sum(steps(trouble).values())} steps so far, {done} cells finished", flush=True)
         clean, disturbed = steps(peace), steps(trouble)
         again = {key: disturbed.get(key, 0) - count for key, count in clean.items()}
