@@ -77,14 +77,16 @@ def cells_table(state: SweepState, *, driven: bool = True) -> Table:
     ranked = _ranked(state)
     test = f"test/{state.goal.removeprefix('val/')}"
     tests = [test] if any(test in record.results for record in state.cells) else []
-    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", "why")
+    why = ["why"] if any(record.reason for record in ranked) else []  # an empty column would fold the names
+    table = _table(ranked, "stands", state.goal, *tests, "epochs", "time", *why)
     for record in ranked:
         score = "" if record.score is None else f"{record.score:.4f}"
         results = [f"{record.results[name]:.4f}" if name in record.results else "" for name in tests]
         epochs = f"{record.scores[-1][0]:.4g}" if record.scores else ""
         time = duration_text(record.seconds) if record.seconds else ""
         standing = _standing(record, driven=driven)
-        table.add_row(*_values(record), standing, score, *results, epochs, time, escape(record.reason or ""))
+        reason = [escape(record.reason or "")] if why else []
+        table.add_row(*_values(record), standing, score, *results, epochs, time, *reason)
     spent = f"the sweep has run {state.hours:.2f} h" + (f" and cost {state.dollars:.2f} dollars" if state.dollars else "")
     table.title, table.caption = f"sweep {state.name}: {_counts(state, driven=driven)}", spent
     return table
