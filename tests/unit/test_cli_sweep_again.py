@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from longhaul.cli import sweep as sweep_command
 from longhaul.cli.main import app as longhaul
-from longhaul.cli.run_name import named_run
 from longhaul.cli.sweep import app
 from longhaul.cli.sweep_tables import best_lines, plan_lines
 from longhaul.errors import UserError
@@ -69,9 +68,9 @@ def test_a_sweep_that_is_given_for_a_run_is_told_from_one(grid: SweepDirectory, 
     assert f"`longhaul sweep status grid --storage {grid.root} --runs`" in str(error)
     assert f"--storage {grid.root}/cells" in str(error)
     with pytest.raises(UserError, match="not found below"):
-        named_run("grdi", grid.root)
+        resolve_run("grdi", grid.root)
     with pytest.raises(UserError, match="grid is a sweep"):
-        named_run(f"{grid.root}/grid/", "elsewhere")
+        resolve_run(f"{grid.root}/grid/", "elsewhere")
 
 
 def test_the_best_cell_is_named_with_the_command_that_makes_a_model_of_it(grid: SweepDirectory) -> None:

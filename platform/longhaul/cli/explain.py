@@ -52,14 +52,14 @@ def explain(
       longhaul explain cells/resnet18-32 cells/resnet18-64 --images 12 --out pictures
       longhaul explain digits --image seven.png --method gradcam
     """
-    from longhaul.cli.run_name import named_run
     from longhaul.insight.explain.cell import explain_run
     from longhaul.insight.explain.one_picture import explain_file
     from longhaul.insight.explain.record import load_kept
+    from longhaul.insight.runs import resolve_run
 
     console = Console(highlight=False, soft_wrap=True)
     methods = _methods(method)
-    directories = [named_run(run, storage) for run in runs]
+    directories = [resolve_run(run, storage) for run in runs]
     if image is not None:
         explained, kept = explain_file(directories, image, methods, seed)
         pictures, where = _pictures(explained, kept, None, f"{image.stem}_"), out or _OUT

@@ -39,14 +39,14 @@ def export(
 
     Example: longhaul export s3://bucket/runs/digits --registry s3://bucket/models --which latest --no-plan
     """
-    from longhaul.cli.run_name import named_run
     from longhaul.export.pipeline import export_run
     from longhaul.export.registry import Registry
+    from longhaul.insight.runs import resolve_run
 
     console = Console(highlight=False, soft_wrap=True)
     models = Registry(registry)
     manifest = export_run(
-        named_run(run, storage), models, which=which, with_plan=plan, say=lambda line: console.print(f"[dim]{escape(line)}[/]")
+        resolve_run(run, storage), models, which=which, with_plan=plan, say=lambda line: console.print(f"[dim]{escape(line)}[/]")
     )
     console.print(_summary(manifest, models))
     if not manifest.parity.passed:

@@ -46,14 +46,14 @@ def plan(
     """
     from dataclasses import replace
 
-    from longhaul.cli.run_name import named_run
     from longhaul.cluster.simulation import Model, calibrate, simulate
+    from longhaul.insight.runs import resolve_run
 
     sizes = [int(value) for value in _numbers("nodes", nodes, least=1, most=100_000)]
     rates = _numbers("interruptions", interruptions, least=0, most=0.99)
     if days <= 0:
         raise UserError(f"--days {days:g}: is no length of time", "Give a number above 0")
-    model = replace(Model() if run is None else calibrate(named_run(run, storage)), crashes=crashes)
+    model = replace(Model() if run is None else calibrate(resolve_run(run, storage)), crashes=crashes)
     outcomes = {
         (size, rate): simulate(replace(model, interruptions=rate), nodes=size, days=days, runs=runs)
         for size in sizes

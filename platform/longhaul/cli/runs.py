@@ -60,12 +60,11 @@ def show(run: RunName, storage: Root = "runs") -> None:
       longhaul runs show digits
       longhaul runs show s3://bucket/runs/digits
     """
-    from longhaul.cli.run_name import named_run
     from longhaul.cli.run_tables import ledger_table, run_detail
     from longhaul.insight.goodput import run_account, utilisation
-    from longhaul.insight.runs import describe_run
+    from longhaul.insight.runs import describe_run, resolve_run
 
-    console, directory = Console(soft_wrap=True, highlight=False), named_run(run, storage)
+    console, directory = Console(soft_wrap=True, highlight=False), resolve_run(run, storage)
     console.print(run_detail(describe_run(directory)))
     spent = run_account(directory)
     if spent.total_ns:
@@ -88,11 +87,11 @@ def incidents_(
       longhaul runs incidents digits
       longhaul runs incidents digits 3
     """
-    from longhaul.cli.run_name import named_run
     from longhaul.cli.run_tables import incident_page, incident_table
     from longhaul.insight.goodput import incident_cost, incident_costs
+    from longhaul.insight.runs import resolve_run
 
-    directory = named_run(run, storage)
+    directory = resolve_run(run, storage)
     console = Console(soft_wrap=True, highlight=False)
     if number is not None:
         console.print(incident_page(incident_cost(directory, number)))
@@ -132,11 +131,11 @@ def watch(run: RunName, storage: Root = "runs") -> None:
       longhaul runs watch digits
       longhaul runs watch s3://bucket/runs/digits | tee digits.log
     """
-    from longhaul.cli.run_name import named_run
     from longhaul.insight.live import watch as watch_run
+    from longhaul.insight.runs import resolve_run
 
     console = Console(highlight=False)
-    directory = named_run(run, storage)
+    directory = resolve_run(run, storage)
     try:
         seen = watch_run(directory, console)
     except KeyboardInterrupt:
@@ -161,10 +160,9 @@ def compare(
       longhaul runs compare digits digits-zero2
       longhaul runs compare digits digits-wide --picture curves.png
     """
-    from longhaul.cli.run_name import named_run
-    from longhaul.insight.runs import compare_runs
+    from longhaul.insight.runs import compare_runs, resolve_run
 
-    directories = [named_run(run, storage) for run in runs]
+    directories = [resolve_run(run, storage) for run in runs]
     found = compare_runs(directories)
     table = Table("", *found.names, title="comparison", title_justify="left")
     for title, rows in (("recipe", found.recipe), ("progress", found.progress), ("metrics", found.metrics)):
@@ -193,13 +191,12 @@ def _cells(row: ComparedRow) -> list[Text]:
 
 def _ask(name: str, storage: str, kind: Literal["pause", "cancel"]) -> None:
     """Put the request, or refuse where nobody would answer it."""
-    from longhaul.cli.run_name import named_run
     from longhaul.errors import UserError
     from longhaul.insight.live import duration_text
-    from longhaul.insight.runs import run_row
+    from longhaul.insight.runs import resolve_run, run_row
     from longhaul.resilience.requests import ask
 
-    run = named_run(name, storage)
+    run = resolve_run(name, storage)
     row, root = run_row(run), run.uri.rpartition("/")[0]
     recipe = "RECIPE" if "://" in run.uri else f"{run.uri}/recipe.yaml"
     resume = f"longhaul train {recipe} --name {run.name} --storage {root}"

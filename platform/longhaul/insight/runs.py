@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from longhaul.recipe import Recipe, diff
 from longhaul.resilience.fold_report import load_report
 from longhaul.resilience.run_directory import RunDirectory, Summary
 from longhaul.resilience.series import latest_values
+from longhaul.resilience.sweep_directory import CELLS, SweepDirectory
 from longhaul.storage import Storage
 
 Status = Literal["pending", "running", "silent", "finished", "stopped", "paused", "cancelled", "failed", "damaged"]
@@ -99,7 +101,7 @@ def resolve_run(run: str, storage: str) -> RunDirectory:
     """The run that a person means: a folder or URI, or the plain name of a run below `storage`; of a cross-validation, its best.
 
     Raises:
-        UserError: there is none; the message names the nearest.
+        UserError: there is none, and the message names the nearest; or it is a sweep, and the message says where its runs are.
     """
     named = run.rstrip("/")
     if "://" in named or "/" in named:
@@ -120,6 +122,10 @@ def resolve_run(run: str, storage: str) -> RunDirectory:
                 one = f", or name a fold: {done[0].run}" if done else ""
                 raise UserError(problem, f"Give the same `longhaul crossval` command again{one}")
             return RunDirectory.open(f"{uri.rpartition('/')[0] or '.'}/{folds.best.run}")
+        root = uri.rpartition("/")[0] or "."
+        if SweepDirectory(root, found.storage).exists:
+            fix = f"`longhaul sweep status {name} --storage {shlex.quote(root)} --runs` names its runs; give one of them"
+            raise UserError(f"{name} is a sweep, not a run", f"{fix}, and --storage {shlex.quote(f'{root}/{CELLS}')}")
     there = [other.name for other in RunDirectory.all(folder or "/")]
     near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
     fix = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(there[:8])}." if there else f"{folder} holds no runs."

@@ -88,22 +88,21 @@ def progress_figure(cells: Sequence[Cell], goal: str, direction: Literal["max", 
 
 
 def _draw_field(axes: Axes, field: Field, scored: Sequence[tuple[Group, float]]) -> None:
-    given = [group.first.record.coordinates.get(field.name) for group, _ in scored]
-    there = [(value, group) for value, (group, _) in zip(given, scored, strict=True) if value is not None]
-    scores = [score for value, (_, score) in zip(given, scored, strict=True) if value is not None]
+    given = [(group.first.record.coordinates.get(field.name), group, score) for group, score in scored]
+    there = [(value, group, score) for value, group, score in given if value is not None]
     if field.kind == "choices":
-        names = sorted({plain(value) for value, _ in there})
+        names = sorted({plain(value) for value, _, _ in there})
         # Golden-ratio steps spread the points of one choice evenly, and the same way each time.
         aside = [((number * 0.618034) % 1 - 0.5) * 2 * _SPREAD for number in range(len(there))]
-        x: list[Any] = [names.index(plain(value)) + shift for (value, _), shift in zip(there, aside, strict=True)]
+        x: list[Any] = [names.index(plain(value)) + shift for (value, _, _), shift in zip(there, aside, strict=True)]
         long = max(map(len, names), default=0) > 12 or len(names) > 6
         axes.set_xticks(
             range(len(names)), [name[:28] for name in names], rotation=30 if long else 0, ha="right" if long else "center"
         )
         axes.set_xlim(-0.5, len(names) - 0.5)
     else:
-        x = [value for value, _ in there]
-    _scatter(axes, x, scores, [group for _, group in there])
+        x = [value for value, _, _ in there]
+    _scatter(axes, x, [score for _, _, score in there], [group for _, group, _ in there])
     if field.kind == "log" and there:
         log_axis(axes, room=40)
 
